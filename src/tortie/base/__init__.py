@@ -1,0 +1,1 @@
+"""What could be a library of its own: errors, plans, addresses, settings. Knows nothing of networks of pods."""

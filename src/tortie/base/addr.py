@@ -1,0 +1,60 @@
+"""IP addresses and networks as the standard library has them, and the few questions asked of them everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_address, ip_network
+
+from tortie.base.errors import ConfigError
+
+IP = IPv4Address | IPv6Address
+Net = IPv4Network | IPv6Network
+
+
+@lru_cache(maxsize=65536)
+def parse_ip(text: str) -> IP:
+    """An address. Raises ConfigError naming the text."""
+    try:
+        return ip_address(text)
+    except ValueError:
+        raise ConfigError(f'"{text}" is not an IP address') from None
+
+
+@lru_cache(maxsize=65536)
+def parse_net(text: str) -> Net:
+    """A CIDR, or an address meaning its /32 or /128. Host bits must be zero. Raises ConfigError naming the text."""
+    try:
+        return ip_network(text)
+    except ValueError:
+        pass
+    try:
+        right = ip_network(text, strict=False)
+    except ValueError:
+        raise ConfigError(f'"{text}" is not a CIDR such as 10.0.0.0/24 or fd00::/64') from None
+    raise ConfigError(f'"{text}" has host bits set; the network is "{right}"')
+
+
+def host_net(ip: IP) -> Net:
+    """The /32 or /128 of an address."""
+    return ip_network(ip)
+
+
+def collapse(nets: Iterable[Net]) -> list[Net]:
+    """The same addresses in the fewest networks, IPv4 first, sorted: overlapping and adjacent ones are merged."""
+    every = list(nets)
+    v4 = [net for net in every if isinstance(net, IPv4Network)]
+    v6 = [net for net in every if isinstance(net, IPv6Network)]
+    return [*collapse_addresses(v4), *collapse_addresses(v6)]
+
+
+def within(inner: Net, outer: Net) -> bool:
+    """Whether every address of `inner` is in `outer`; False across families."""
+    if isinstance(inner, IPv4Network):
+        return isinstance(outer, IPv4Network) and inner.subnet_of(outer)
+    return isinstance(outer, IPv6Network) and inner.subnet_of(outer)
+
+
+def nth(net: Net, ordinal: int) -> IP:
+    """The address at `ordinal` (0 is the network address). Raises IndexError past the end."""
+    return net[ordinal]
