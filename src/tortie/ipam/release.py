@@ -1,0 +1,171 @@
+"""Giving addresses back, by address or by handle. A block that has become useless to its host goes with them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from tortie.base.addr import IP, Net, parse_net
+from tortie.base.errors import Conflict, NotFound, TortieError
+from tortie.ipam import affinity as claims
+from tortie.ipam.block import Freed, Release, is_empty, release, release_handle
+from tortie.ipam.ledger import ATTEMPTS, Ledger, exhausted, pause
+from tortie.ipam.owner import Owner
+from tortie.ipam.pools import Matches, block_net, pool_of, selects_node
+from tortie.model.ipam import IPAMBlock, IPAMBlockSpec, IPPool
+from tortie.model.node import Node
+
+PARALLEL = 8
+"""Blocks worked on at a time: enough to hide a remote datastore's latency."""
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """What came of a request: `done` met no error; `error` is the first of those that were met."""
+
+    done: tuple[Release, ...]
+    not_allocated: tuple[IP, ...]
+    error: TortieError | None = None
+
+
+async def release_ips(ledger: Ledger, releases: Sequence[Release], matches: Matches) -> Released:
+    """Releases addresses. Those of one block succeed or fail together."""
+    releases = [_cleaned(each) for each in releases]
+    pools = (await ledger.store.list(IPPool)).items
+    groups, lost = await _by_block(ledger, releases, pools)
+    slots = asyncio.Semaphore(PARALLEL)
+
+    async def one(net: Net, wanted: list[Release]) -> tuple[IP, ...] | TortieError:
+        async with slots:
+            try:
+                return await _release_in(ledger, net, wanted, matches)
+            except TortieError as error:
+                return error
+
+    outcomes = await asyncio.gather(*(one(net, wanted) for net, wanted in groups.items()))
+    done, gone = list(lost), [each.ip for each in lost]
+    errors: list[TortieError] = []
+    for wanted, outcome in zip(groups.values(), outcomes, strict=True):
+        if isinstance(outcome, TortieError):
+            errors.append(outcome)
+        else:
+            done += wanted
+            gone += outcome
+    return Released(tuple(done), tuple(dict.fromkeys(gone)), errors[0] if errors else None)
+
+
+def _cleaned(wanted: Release) -> Release:
+    """Handles read back from files of host-local may have a line end in them."""
+    return wanted if wanted.handle is None else Release(wanted.ip, wanted.handle.split("\r")[0], wanted.sequence)
+
+
+async def _by_block(
+    ledger: Ledger, releases: Iterable[Release], pools: Iterable[IPPool]
+) -> tuple[dict[Net, list[Release]], list[Release]]:
+    """Addresses by the block they lie in; second, those that lie in none."""
+    groups: dict[Net, list[Release]] = {}
+    outside: list[Release] = []
+    for each in releases:
+        pool = pool_of(pools, each.ip)
+        if pool is None:
+            outside.append(each)
+        else:
+            groups.setdefault(block_net(pool, each.ip), []).append(each)
+    lost: list[Release] = []
+    nets = [block.spec.net for block in await ledger.blocks()] if outside else []
+    for each in outside:
+        net = next((net for net in nets if each.ip in net), None)
+        if net is None:
+            lost.append(each)
+        else:
+            groups.setdefault(net, []).append(each)
+    return groups, lost
+
+
+async def _release_in(ledger: Ledger, net: Net, wanted: Sequence[Release], matches: Matches) -> tuple[IP, ...]:
+    """Releases addresses of one block; returns those that were not allocated. Raises Conflict for a wrong owner."""
+    for tried in range(ATTEMPTS):
+        await pause(tried)
+        try:
+            block = await ledger.block(net)
+        except NotFound:
+            return tuple(each.ip for each in wanted)
+        freed = release(block.spec, wanted, ledger.now(), ledger.cooldown)
+        if freed.block is block.spec:
+            return freed.not_allocated
+        try:
+            await _write(ledger, block, freed)
+        except Conflict:
+            continue
+        for handle, count in freed.counts.items():
+            await ledger.count_down(handle, net, count)
+        await _settle(ledger, freed.block, matches)
+        return freed.not_allocated
+    raise exhausted(f"release addresses of block {net}")
+
+
+async def _write(ledger: Ledger, block: IPAMBlock, freed: Freed) -> None:
+    """Writes a block after a release; one without owner goes when its last address does. Raises Conflict."""
+    if is_empty(freed.block) and not freed.block.affinity:
+        await ledger.delete_block(block)
+    else:
+        await ledger.write_block(block, freed.block)
+
+
+async def _settle(ledger: Ledger, block: IPAMBlockSpec, matches: Matches) -> None:
+    """Ends the host's claim to a block that is empty now and in whose pool the host has no place any more.
+
+    The addresses are released already, so nothing that goes wrong here is an error: the next release tries again.
+    """
+    if not block.affinity or not is_empty(block):
+        return
+    owner = Owner.parse(block.affinity)
+    if owner.type != "host":
+        return
+    with suppress(TortieError):
+        pool = pool_of((await ledger.store.list(IPPool)).items, block.net)
+        if pool is not None and not selects_node(pool, (await ledger.store.get(Node, owner.name)).labels, matches):
+            await claims.release(ledger, owner, block.net, require_empty=True)
+
+
+async def release_by_handle(ledger: Ledger, handle: str, matches: Matches) -> None:
+    """Releases everything that a handle holds, and the handle. Raises NotFound if there is no such handle.
+
+    Each block is written even if the handle, counting too many after a crash, holds nothing in it. An assignment for
+    this handle that is under way has counted itself in the handle before it writes the block; so either its write of
+    the block fails, or the handle has changed when it is to be deleted, and all is done again.
+    """
+    stored = await ledger.handle(handle)
+    for tried in range(ATTEMPTS):
+        await pause(tried)
+        for cidr in stored.spec.block:
+            await _release_handle_in(ledger, parse_net(cidr), handle, matches)
+        try:
+            await ledger.delete_handle(stored)
+            return
+        except Conflict:
+            pass
+        try:
+            stored = await ledger.handle(handle)
+        except NotFound:
+            return
+    raise exhausted(f"release handle {handle}")
+
+
+async def _release_handle_in(ledger: Ledger, net: Net, handle: str, matches: Matches) -> None:
+    for tried in range(ATTEMPTS):
+        await pause(tried)
+        try:
+            block = await ledger.block(net)
+        except NotFound:
+            return
+        freed = release_handle(block.spec, handle, ledger.now(), ledger.cooldown)
+        try:
+            await _write(ledger, block, freed)
+        except Conflict:
+            continue
+        await _settle(ledger, freed.block, matches)
+        return
+    raise exhausted(f"release handle {handle} in block {net}")
