@@ -1,0 +1,132 @@
+"""One policy rule as lines of nft. A rule becomes several lines where its clauses are alternatives for nft: two address
+families, numeric or named ports. They share their identity, so their counters add up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from itertools import product
+
+from tortie.base.addr import Net, collapse
+from tortie.policy.rules import PolicyRule, PortSet, SelectorSet, SetRef, Side
+
+ACCEPT = 0x00010000
+"""Mark bit: the policy of this direction allows the packet. The lowest of Calico's range 0xffff0000."""
+PASS = 0x00020000
+"""Mark bit: go on with the next tier."""
+CLEAR = 0xFFFFFFFF & ~(ACCEPT | PASS)
+CLEAR_PASS = 0xFFFFFFFF & ~PASS
+
+FAMILY = {4: "ip", 6: "ip6"}
+ADDRESS_WORD = {"source": "saddr", "destination": "daddr"}
+PORT_WORD = {"source": "sport", "destination": "dport"}
+
+
+def fit(text: str, limit: int) -> str:
+    """`text`, or its beginning and a digest when it is longer than `limit`."""
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit - 17]}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def set_name(ref: SetRef, version: int) -> str:
+    """The kernel name of a set: the same for the same meaning on every node and after every restart."""
+    if isinstance(ref, SelectorSet):
+        return f"s{version}-{ref.uid.removeprefix('s:')}"
+    return f"n{version}-{hashlib.sha224(ref.uid.encode()).hexdigest()[:32]}"
+
+
+def rule_lines(rule: PolicyRule, identity: str, deny: str, log_prefix: str) -> Iterator[str]:
+    """The nft rules of one policy rule; none when it can match in neither family."""
+    tail = _statement(rule, deny, log_prefix) + f' comment "{fit(identity, 120)}"'
+    for version in rule.versions if _needs_family(rule) else (0,):
+        alternatives = (
+            list(_icmp(rule, version)),
+            list(_side(rule.source, "source", version)),
+            list(_side(rule.destination, "destination", version)),
+        )
+        for choice in product(*alternatives):
+            clauses = [*_protocol(rule), *(part for part in choice if part)]
+            if version and not any(clause.startswith(f"{FAMILY[version]} ") for clause in clauses):
+                clauses.insert(0, f"meta nfproto ipv{version}")
+            yield " ".join((*clauses, tail))
+
+
+def _needs_family(rule: PolicyRule) -> bool:
+    return rule.source.asks_address or rule.destination.asks_address or len(rule.versions) < 2
+
+
+def _statement(rule: PolicyRule, deny: str, log_prefix: str) -> str:
+    match rule.action:
+        case "Allow":
+            return f"counter meta mark set meta mark | {ACCEPT:#010x} return"
+        case "Pass":
+            return f"counter meta mark set meta mark | {PASS:#010x} return"
+        case "Deny":
+            return "counter reject" if deny == "Reject" else "counter drop"
+        case "Log":
+            return f'counter log prefix "{log_prefix}: "'
+
+
+def _protocol(rule: PolicyRule) -> Iterator[str]:
+    if rule.protocol is not None:
+        yield f"meta l4proto {rule.protocol}"
+    if rule.not_protocol is not None:
+        yield f"meta l4proto != {rule.not_protocol}"
+
+
+def _icmp(rule: PolicyRule, version: int) -> Iterator[str]:
+    """Alternatives of the ICMP clauses; one empty text when there are none."""
+    word = "icmpv6" if rule.protocol == 58 else "icmp"
+    clauses = ""
+    if rule.icmp is not None:
+        kind, code = rule.icmp
+        clauses = f"{word} type {kind}" + (f" {word} code {code}" if code is not None else "")
+    if rule.not_icmp is None:
+        yield clauses
+        return
+    kind, code = rule.not_icmp
+    yield f"{clauses} {word} type != {kind}".strip()
+    if code is not None:  # NOT (type and code) is: another type, or this type with another code
+        yield f"{clauses} {word} type {kind} {word} code != {code}".strip()
+
+
+def _side(side: Side, end: str, version: int) -> Iterator[str]:
+    """Alternatives of one end's clauses."""
+    family, address, port = FAMILY.get(version, ""), ADDRESS_WORD[end], PORT_WORD[end]
+    fixed: list[str] = []
+    if side.nets:
+        fixed.append(f"{family} {address} {_nets(side.nets, version)}")
+    not_nets = [net for net in side.not_nets if net.version == version]
+    if not_nets:
+        fixed.append(f"{family} {address} != {_nets(tuple(not_nets), version)}")
+    fixed.extend(f"{family} {address} @{set_name(ref, version)}" for ref in side.sets)
+    fixed.extend(f"{family} {address} != @{set_name(ref, version)}" for ref in side.not_sets)
+    if side.not_ports:
+        fixed.append(f"th {port} != {_ports(side.not_ports)}")
+    fixed.extend(f"{_triple(family, address, port)} != @{set_name(ref, version)}" for ref in side.not_named)
+    options: list[str] = []
+    if side.ports:
+        options.append(f"th {port} {_ports(side.ports)}")
+    options.extend(_named(ref, family, address, port, version) for ref in side.named)
+    for option in options or [""]:
+        yield " ".join(part for part in (*fixed, option) if part)
+
+
+def _named(ref: PortSet, family: str, address: str, port: str, version: int) -> str:
+    return f"{_triple(family, address, port)} @{set_name(ref, version)}"
+
+
+def _triple(family: str, address: str, port: str) -> str:
+    return f"{family} {address} . meta l4proto . th {port}"
+
+
+def _nets(nets: tuple[Net, ...], version: int) -> str:
+    mine = [str(net) for net in collapse(net for net in nets if net.version == version)]
+    return mine[0] if len(mine) == 1 else f"{{ {', '.join(mine)} }}"
+
+
+def _ports(ports: tuple[tuple[int, int], ...]) -> str:
+    texts = [str(first) if first == last else f"{first}-{last}" for first, last in ports]
+    return texts[0] if len(texts) == 1 else f"{{ {', '.join(texts)} }}"
