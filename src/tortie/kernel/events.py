@@ -1,0 +1,158 @@
+"""What changes in the network of a namespace, as the kernel tells it.
+
+Messages may be lost when nobody reads for a while; that is told too (`Overrun`), and then only listing anew helps.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+
+from tortie.base.errors import KernelError
+from tortie.kernel import addresses, links, neighbours, routes
+from tortie.kernel.netlink import tables
+from tortie.kernel.netlink.codec import NLMSG_OVERRUN, Message, unpack_messages
+from tortie.kernel.netlink.socket import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, open_socket
+
+
+class Group(IntEnum):
+    """What can be listened to."""
+
+    LINK = tables.RTNLGRP_LINK
+    NEIGHBOUR = tables.RTNLGRP_NEIGH
+    IPV4_ADDRESS = tables.RTNLGRP_IPV4_IFADDR
+    IPV4_ROUTE = tables.RTNLGRP_IPV4_ROUTE
+    IPV6_ADDRESS = tables.RTNLGRP_IPV6_IFADDR
+    IPV6_ROUTE = tables.RTNLGRP_IPV6_ROUTE
+
+
+# Neighbours change all the time by themselves: only for those who ask.
+USUAL = tuple(group for group in Group if group is not Group.NEIGHBOUR)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkEvent:
+    """A link is there or has changed (not necessarily in anything that `Link` shows), or is gone."""
+
+    link: links.Link
+    gone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AddressEvent:
+    """An address is there or has changed, or is gone."""
+
+    address: addresses.Address
+    gone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RouteEvent:
+    """A route is there or is gone. One that was replaced is only announced in its new shape."""
+
+    route: routes.Route
+    gone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NeighbourEvent:
+    """A neighbour or forwarding entry is there or has changed, or is gone."""
+
+    neighbour: neighbours.Neighbour | neighbours.Forwarding
+    gone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Overrun:
+    """Events were lost: whoever keeps a picture of the kernel has to list it anew."""
+
+
+Event = LinkEvent | AddressEvent | RouteEvent | NeighbourEvent | Overrun
+
+_DATAGRAM = 1 << 16
+_DATAGRAMS_PER_READ = 256  # so that one read does not keep an event loop for long
+
+
+class Monitor:
+    """Listens to a namespace (path or descriptor; None: the calling thread's) from when it is made.
+
+    For `loop.add_reader(monitor.fileno(), ...)`: when it is readable, `read()` gives what there is, and never waits.
+    """
+
+    def __init__(self, netns: str | int | None = None, groups: Iterable[Group] = USUAL) -> None:
+        self._socket = open_socket(netns)
+        self._socket.setblocking(False)
+        self._socket.bind((0, 0))  # without a port of its own a socket counts as the kernel's, which hears not itself
+        for group in groups:
+            self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def read(self) -> list[Event]:
+        """The events waiting, in order; none if there are none, and no more than a few hundred at a time."""
+        events: list[Event] = []
+        for _ in range(_DATAGRAMS_PER_READ):
+            try:
+                data, _, flags, (port, _) = self._socket.recvmsg(_DATAGRAM)
+            except BlockingIOError:
+                break
+            except OSError as why:
+                if why.errno != errno.ENOBUFS:
+                    raise KernelError(why.errno or errno.EIO, "ip monitor") from None
+                events.append(Overrun())
+                continue
+            if port:
+                continue  # from another process, not from the kernel
+            if flags & socket.MSG_TRUNC:
+                events.append(Overrun())
+                continue
+            for message in unpack_messages(data):
+                event = decode(message)
+                if event is not None:
+                    events.append(event)
+        return events
+
+
+def decode(message: Message) -> Event | None:
+    """The event in one message; None if it is about something else."""
+    if message.type == NLMSG_OVERRUN:
+        return Overrun()
+    make = _EVENTS.get(message.type)
+    return make(message.payload) if make else None
+
+
+def _link(payload: bytes, gone: bool) -> Event | None:
+    # With family AF_BRIDGE it is about being a port: RTM_DELLINK then only means that a link left its bridge.
+    return LinkEvent(links.decode(payload), gone) if payload[:1] == bytes([tables.AF_UNSPEC]) else None
+
+
+def _route(payload: bytes, gone: bool) -> Event | None:
+    values = tables.ROUTE.unpack(payload)
+    if values["rtm_flags"] & tables.RTM_F_CLONED or values["rtm_family"] not in (tables.AF_INET, tables.AF_INET6):
+        return None
+    return RouteEvent(routes.decode(payload), gone)
+
+
+_EVENTS: dict[int, Callable[[bytes], Event | None]] = {
+    tables.RTM_NEWLINK: lambda payload: _link(payload, False),
+    tables.RTM_DELLINK: lambda payload: _link(payload, True),
+    tables.RTM_NEWADDR: lambda payload: AddressEvent(addresses.decode(payload)),
+    tables.RTM_DELADDR: lambda payload: AddressEvent(addresses.decode(payload), True),
+    tables.RTM_NEWROUTE: lambda payload: _route(payload, False),
+    tables.RTM_DELROUTE: lambda payload: _route(payload, True),
+    tables.RTM_NEWNEIGH: lambda payload: NeighbourEvent(neighbours.decode(payload)),
+    tables.RTM_DELNEIGH: lambda payload: NeighbourEvent(neighbours.decode(payload), True),
+}
