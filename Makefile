@@ -8,7 +8,7 @@ TEST_PACKAGES := containernetworking-plugins busybox-static iperf3 tcpdump
 PYTEST := $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages test-packages demo test lint unit netns interop e2e bench clean
+.PHONY: help setup packages test-packages demo test lint unit storm netns interop e2e bench clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -32,7 +32,7 @@ demo: setup ## a tour: three nodes, pods, policy, NAT, a killed agent; leaves no
 	@$(SUDO) $(BIN)/tortie lab demo
 
 test: setup test-packages ## everything this machine can run
-	@$(MAKE) --no-print-directory lint unit netns interop e2e
+	@$(MAKE) --no-print-directory lint unit storm netns interop e2e
 
 lint: $(VENV)/ready ## ruff, mypy --strict, import contracts
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . && echo "ruff: clean"
@@ -41,6 +41,9 @@ lint: $(VENV)/ready ## ruff, mypy --strict, import contracts
 
 unit: $(VENV)/ready ## decisions on values, seconds
 	@$(PYTEST) tests/unit
+
+storm: $(VENV)/ready ## many processes at once, killed at random
+	@$(PYTEST) -rs tests/storm
 
 netns: $(VENV)/ready ## the real kernel, as root
 	@$(SUDO) $(PYTEST) -rs tests/netns

@@ -1,69 +1,25 @@
-"""IPAM over a store: what a node gets, from where, and what is left behind. Many situations are Calico's."""
+"""IPAM over a store: what a node gets, and from where. Many situations are Calico's."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
+from ipam_cluster import FAMILIES, Cluster, Family, matches, nets
 
-from tortie.base.addr import IP, Net, parse_ip, parse_net
-from tortie.base.errors import ConfigError, Conflict, Exists, NotFound, Unavailable
+from tortie.base.addr import IP, parse_ip
+from tortie.base.errors import ConfigError, Exists, NotFound, Unavailable
 from tortie.ipam import names
-from tortie.ipam.affinity import ClaimedElsewhere, NotEmpty
 from tortie.ipam.assign import Assignment, Ipam
 from tortie.ipam.block import ForeignBlock, Release
-from tortie.ipam.check import Finding, check
 from tortie.ipam.fill import Share
 from tortie.ipam.search import BlockLimit, NoBlock
 from tortie.model.ipam import (
     BlockAffinity,
     IPAMBlock,
-    IPAMConfig,
-    IPAMConfigSpec,
     IPAMHandle,
-    IPPool,
-    IPPoolSpec,
-    IPReservation,
-    IPReservationSpec,
 )
-from tortie.model.meta import Metadata, changed
-from tortie.model.node import Node
-from tortie.policy.selector import parse
-from tortie.store.memory import MemoryStore
-
-
-def matches(selector: str, labels: Mapping[str, str]) -> bool:
-    return parse(selector).matches(labels)
-
-
-@dataclass(frozen=True)
-class Family:
-    """The same network, and the ways to write it, in each IP version: a pool of four blocks of 64 addresses."""
-
-    version: int
-    base: str
-    host_bits: int
-
-    def net(self, bits: int, first: int = 0) -> Net:
-        """A network of 2**bits addresses, `first` addresses into the pool."""
-        return parse_net(f"{parse_ip(self.base) + first}/{self.host_bits - bits}")
-
-    def ip(self, ordinal: int) -> IP:
-        return parse_ip(self.base) + ordinal
-
-    def ask(self, count: int) -> dict[str, int]:
-        return {f"num{self.version}": count}
-
-    def pools(self, *nets: Net | str) -> dict[str, tuple[str, ...]]:
-        return {f"pools{self.version}": tuple(map(str, nets))}
-
-
-FAMILIES = [Family(4, "192.168.1.0", 32), Family(6, "fd80:24e2:f998:72d6::", 128)]
 
 
 @pytest.fixture(params=FAMILIES, ids=["ipv4", "ipv6"])
@@ -72,65 +28,12 @@ def family(request: pytest.FixtureRequest) -> Family:
     return found
 
 
-class Cluster:
-    """A datastore with nodes and pools, a clock that stands still, and the questions that tests ask."""
-
-    def __init__(self) -> None:
-        self.store = MemoryStore()
-        self.now = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-
-    def ipam(self, node: str = "node1") -> Ipam:
-        return Ipam(self.store, node, lambda: self.now, matches)
-
-    async def node(self, *nodes: str, **labels: str) -> None:
-        for node in nodes:
-            await self.store.create(Node(metadata=Metadata(name=node, labels=labels)))
-
-    async def pool(self, net: Net | str, name: str = "pool", **spec: Any) -> IPPool:
-        return await self.store.create(IPPool(metadata=Metadata(name=name), spec=IPPoolSpec(cidr=str(net), **spec)))
-
-    async def edit_pool(self, name: str = "pool", **spec: Any) -> None:
-        pool = await self.store.get(IPPool, name)
-        await self.store.update(replace(pool, spec=replace(pool.spec, **spec)))
-
-    async def config(self, **spec: Any) -> None:
-        await self.store.create(IPAMConfig(metadata=Metadata(name="default"), spec=IPAMConfigSpec(**spec)))
-
-    async def reserve(self, *cidrs: object) -> None:
-        spec = IPReservationSpec(reserved_cidrs=tuple(map(str, cidrs)))
-        await self.store.create(IPReservation(metadata=Metadata(name="r"), spec=spec))
-
-    async def blocks(self) -> dict[Net, str | None]:
-        return {block.spec.net: block.spec.affinity for block in (await self.store.list(IPAMBlock)).items}
-
-    async def affinities(self) -> dict[tuple[str, Net], str]:
-        listed = (await self.store.list(BlockAffinity)).items
-        return {(each.spec.node, parse_net(each.spec.cidr)): each.spec.state for each in listed}
-
-    async def handles(self) -> dict[str, dict[str, int]]:
-        return {each.spec.handle_id: each.spec.block for each in (await self.store.list(IPAMHandle)).items}
-
-    async def findings(self) -> list[Finding]:
-        blocks = (await self.store.list(IPAMBlock)).items
-        handles = (await self.store.list(IPAMHandle)).items
-        return check(blocks, handles, (await self.store.list(BlockAffinity)).items, self.now)
-
-    async def got(self, family: Family, count: int, node: str = "node1", handle: str = "h", **more: Any) -> Share:
-        """The share of the family when `node` asks for `count` addresses."""
-        assignment = await self.ipam(node).auto_assign(**family.ask(count), handle=handle, attrs={}, **more)
-        return assignment.v4 if family.version == 4 else assignment.v6
-
-
 @pytest.fixture
 async def cluster() -> Any:
     cluster = Cluster()
     await cluster.node("node1", "node2", "node3")
     yield cluster
     assert [str(each) for each in await cluster.findings()] == []
-
-
-def nets(share: Share) -> set[Net]:
-    return {ip.network for ip in share.ips}
 
 
 # ------------------------------------------------------------------------------------------------ plain assignment
@@ -397,223 +300,6 @@ async def test_explicit_address_in_anothers_block(cluster: Cluster, family: Fami
     with pytest.raises(ForeignBlock, match="Block host affinity does not match"):
         await cluster.ipam("node2").assign_ip(family.ip(41), handle="x", attrs={})
     assert await cluster.handles() == {"h": {str(family.net(6)): 1}, "x": {str(family.net(6)): 1}}
-
-
-# --------------------------------------------------------------------------------------------------------- release
-
-
-async def test_release_with_wrong_sequence_or_handle(cluster: Cluster, family: Family) -> None:
-    await cluster.pool(family.net(8))
-    (ip,) = (await cluster.got(family, 1)).ips
-    block = await cluster.store.get(IPAMBlock, names.block_name(ip.network))
-    sequence = block.spec.sequence_number_for_allocation["0"]
-    ipam = cluster.ipam()
-    for wrong in (Release(ip.ip, "other"), Release(ip.ip, "h", sequence + 1)):
-        released = await ipam.release_ips([wrong])
-        assert isinstance(released.error, Conflict)
-        assert released.done == ()
-        assert await ipam.ips_by_handle("h") == (ip.ip,)
-    released = await ipam.release_ips([Release(ip.ip, "h\r\neth0", sequence)])
-    assert (released.error, len(released.done), released.not_allocated) == (None, 1, ())
-    assert await cluster.handles() == {}
-    await ipam.assign_ip(ip.ip, handle="h", attrs={})
-    assert isinstance((await ipam.release_ips([Release(ip.ip, "h", sequence)])).error, Conflict)
-
-
-async def test_release_of_what_is_not_there(cluster: Cluster, family: Family) -> None:
-    await cluster.pool(family.net(8))
-    (ip,) = (await cluster.got(family, 1)).ips
-    outside = parse_ip("1.1.1.1")
-    asked = [Release(ip.ip), Release(ip.ip + 1), Release(family.ip(200)), Release(family.ip(130)), Release(outside)]
-    released = await cluster.ipam().release_ips(asked)
-    assert released.error is None
-    assert set(released.not_allocated) == {each.ip for each in asked[1:]}
-    assert len(released.done) == 5
-    with pytest.raises(NotFound):
-        await cluster.ipam().release_by_handle("never")
-
-
-async def test_release_after_the_pool_has_gone(cluster: Cluster, family: Family) -> None:
-    await cluster.pool(family.net(8))
-    (ip,) = (await cluster.got(family, 1)).ips
-    await cluster.store.delete(IPPool, "pool")
-    assert await cluster.ipam().release_pool_affinities(family.net(8)) == ()
-    assert await cluster.blocks() == {ip.network: None}
-    assert await cluster.affinities() == {}
-    assert (await cluster.ipam().release_ips([Release(ip.ip)])).not_allocated == ()
-    assert await cluster.blocks() == {}
-
-
-async def test_addresses_of_one_handle_in_many_blocks(cluster: Cluster, family: Family) -> None:
-    await cluster.pool(family.net(8), block_size=family.host_bits - 2)
-    await cluster.got(family, 10)
-    assert sorted(next(iter((await cluster.handles()).values())).values()) == [2, 4, 4]
-    assert len(await cluster.ipam().ips_by_handle("h")) == 10
-    await cluster.ipam().release_by_handle("h")
-    assert await cluster.handles() == {}
-    assert len(await cluster.blocks()) == 3
-
-
-async def test_handle_that_counts_too_many_goes_with_its_release(cluster: Cluster) -> None:
-    await cluster.pool("10.0.0.0/24")
-    await cluster.got(FAMILIES[0], 1)
-    handle = await cluster.store.get(IPAMHandle, "h")
-    counts = {cidr: count + 3 for cidr, count in handle.spec.block.items()} | {"10.9.9.0/26": 1}
-    await cluster.store.update(replace(handle, spec=replace(handle.spec, block=counts)))
-    findings = await cluster.findings()
-    assert len(findings) == 2
-    assert all(each.harmless for each in findings)
-    await cluster.ipam().release_by_handle("h")
-    assert await cluster.handles() == {}
-
-
-async def test_affinity_goes_when_the_pool_no_longer_selects_the_node(cluster: Cluster, family: Family) -> None:
-    await cluster.pool(family.net(8))
-    share = await cluster.got(family, 3)
-    await cluster.edit_pool(node_selector='rack == "1"')
-    for i, ip in enumerate(share.ips):
-        assert await cluster.affinities() == {("node1", ip.network): "confirmed"}, i
-        await cluster.ipam().release_ips([Release(ip.ip)])
-    assert await cluster.affinities() == {}
-    assert await cluster.blocks() == {}
-
-
-async def test_next_assignment_leaves_pools_that_no_longer_select_the_node(cluster: Cluster, family: Family) -> None:
-    await cluster.pool(family.net(6), "old")
-    await cluster.pool(family.net(6, 64), "new", disabled=True)
-    await cluster.got(family, 1, handle="old")
-    await cluster.ipam().release_by_handle("old")
-    assert set(await cluster.blocks()) == {family.net(6)}
-    await cluster.edit_pool("old", node_selector='rack == "1"')
-    await cluster.edit_pool("new", disabled=False)
-    await cluster.got(family, 1)
-    assert await cluster.blocks() == {family.net(6, 64): "host:node1"}
-
-
-async def test_cooldown(cluster: Cluster, family: Family) -> None:
-    await cluster.config(ip_cooldown_seconds=30)
-    await cluster.pool(family.net(1), block_size=family.host_bits - 1)
-    ipam = cluster.ipam()
-    old, live = (await cluster.got(family, 2)).ips
-    await ipam.release_ips([Release(old.ip)])
-    before = await cluster.store.get(IPAMBlock, names.block_name(old.network))
-    with pytest.raises(Unavailable, match="in cooldown"):
-        await ipam.attributes_of(old.ip)
-    assert (await cluster.got(family, 1)).ips == ()
-    cluster.now += timedelta(hours=1)
-    (again,) = (await cluster.got(family, 1, handle="later")).ips
-    assert again == old
-    assert await ipam.ips_by_handle("h") == (live.ip,)
-    assert (await cluster.store.get(IPAMBlock, before.name)).metadata.uid == before.metadata.uid
-
-
-# ------------------------------------------------------------------------------------------------------ affinities
-
-
-async def test_anothers_empty_block_is_taken_after_a_minute(cluster: Cluster, family: Family) -> None:
-    await cluster.config(strict_affinity=True)
-    await cluster.pool(family.net(6))
-    await cluster.got(family, 1, "node1", "a")
-    await cluster.ipam("node1").release_by_handle("a")
-    cluster.now += timedelta(seconds=59)
-    assert (await cluster.got(family, 1, "node2")).ips == ()
-    cluster.now += timedelta(seconds=1)
-    assert len((await cluster.got(family, 1, "node2")).ips) == 1
-    assert await cluster.affinities() == {("node2", family.net(6)): "confirmed"}
-    cluster.now += timedelta(hours=1)
-    assert (await cluster.got(family, 1, "node3")).ips == ()
-
-
-async def test_claiming_a_network(cluster: Cluster, family: Family) -> None:
-    await cluster.pool(family.net(8))
-    await cluster.ipam("node1").claim_affinity(family.net(6, 64))
-    ours, others = await cluster.ipam("node2").claim_affinity(family.net(8))
-    assert (len(ours), others) == (3, (family.net(6, 64),))
-    assert (await cluster.ipam("node2").claim_affinity(family.net(8)))[0] == ours
-    with pytest.raises(ConfigError, match="smaller than a block"):
-        await cluster.ipam("node2").claim_affinity(family.net(5))
-    with pytest.raises(ConfigError, match="not within any configured pools"):
-        await cluster.ipam("node2").claim_affinity(family.net(6, 256))
-
-
-async def test_releasing_affinities(cluster: Cluster, family: Family) -> None:
-    await cluster.pool(family.net(8))
-    ipam = cluster.ipam()
-    (ip,) = (await cluster.got(family, 1)).ips
-    await ipam.claim_affinity(family.net(8))
-    with pytest.raises(NotEmpty):
-        await ipam.release_affinity(ip.network, require_empty=True)
-    with pytest.raises(ClaimedElsewhere):
-        await cluster.ipam("node2").release_affinity(ip.network, require_empty=False)
-    (error,) = await ipam.release_host_affinities(require_empty=True)
-    assert isinstance(error, NotEmpty)
-    assert await cluster.affinities() == {("node1", ip.network): "confirmed"}
-    assert await ipam.release_host_affinities(require_empty=False) == ()
-    assert await cluster.affinities() == {}
-    assert await cluster.blocks() == {ip.network: None}
-    await cluster.got(family, 1, "node2", "borrower", **family.pools(family.net(8)))
-    await ipam.release_by_handle("h")
-    assert ip.network not in await cluster.blocks()
-
-
-@pytest.mark.parametrize("state", ["pending", "pendingDeletion"])
-@pytest.mark.parametrize("left", ["ours", "nothing", "anothers"])
-async def test_next_use_repairs_what_a_crash_left(cluster: Cluster, family: Family, state: Any, left: str) -> None:
-    await cluster.pool(family.net(8))
-    (net,) = nets(await cluster.got(family, 1))
-    affinity = await cluster.store.get(BlockAffinity, names.affinity_name("node1", net))
-    await cluster.store.update(replace(affinity, spec=replace(affinity.spec, state=state)))
-    block = await cluster.store.get(IPAMBlock, names.block_name(net))
-    if left == "nothing":
-        await cluster.ipam().release_by_handle("h")
-        await cluster.store.delete(IPAMBlock, block.name)
-    elif left == "anothers":
-        await cluster.store.update(replace(block, spec=replace(block.spec, affinity="host:node2")))
-        labels = {"name": names.affinity_name("node2", net)}
-        theirs = replace(affinity.spec, node="node2", state="confirmed")
-        await cluster.store.create(BlockAffinity(metadata=Metadata(**labels), spec=theirs))
-    assert await cluster.ipam().host_blocks() == ()
-    (now,) = nets(await cluster.got(family, 1, handle="next"))
-    assert (now == net) == (left != "anothers")
-    assert await cluster.ipam().host_blocks() == (now,)
-    assert ("node1", net) in await cluster.affinities() or left == "anothers"
-
-
-async def test_deletion_that_calico_began_is_finished(cluster: Cluster) -> None:
-    await cluster.pool("10.0.0.0/26")
-    await cluster.got(FAMILIES[0], 1)
-    await cluster.ipam().release_by_handle("h")
-    block = await cluster.store.get(IPAMBlock, "10-0-0-0-26")
-    await cluster.store.update(replace(block, spec=replace(block.spec, deleted=True)))
-    affinity = await cluster.store.get(BlockAffinity, "node1-10-0-0-0-26")
-    await cluster.store.update(replace(affinity, spec=replace(affinity.spec, deleted=True)))
-    assert await cluster.ipam().host_blocks() == ()
-    assert len((await cluster.got(FAMILIES[0], 1, "node2")).ips) == 1
-    assert await cluster.blocks() == {parse_net("10.0.0.0/26"): "host:node2"}
-    with pytest.raises(ClaimedElsewhere):
-        await cluster.ipam("node1").release_affinity(parse_net("10.0.0.0/26"), require_empty=True)
-    assert await cluster.affinities() == {("node2", parse_net("10.0.0.0/26")): "confirmed"}
-
-
-async def test_labels_of_an_old_affinity(cluster: Cluster) -> None:
-    await cluster.pool("10.0.0.0/24")
-    await cluster.got(FAMILIES[0], 1)
-    (affinity,) = (await cluster.store.list(BlockAffinity)).items
-    await cluster.store.update(changed(affinity, labels={"mine": "1"}))
-    await cluster.ipam("node2").label_affinities()
-    await cluster.ipam().label_affinities()
-    (labelled,) = (await cluster.store.list(BlockAffinity)).items
-    assert labelled.labels == {"mine": "1"} | affinity.labels
-
-
-async def test_long_host_names(cluster: Cluster, family: Family) -> None:
-    hosts = ["h" * 251 + end for end in "ab"]
-    await cluster.node(*hosts)
-    await cluster.pool(family.net(8))
-    for host in hosts:
-        (net,) = nets(await cluster.got(family, 1, host))
-        assert await cluster.ipam(host).host_blocks() == (net,)
-    assert len(await cluster.affinities()) == 2
 
 
 # ----------------------------------------------------------------------------------------- many tasks of a process

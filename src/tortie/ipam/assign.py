@@ -189,6 +189,8 @@ class Ipam:
         own: list[BlockAffinity] = []
         for affinity in facts.affinities:
             net = parse_net(affinity.spec.cidr)
+            if net.version != version:
+                continue
             if pool_of(choice.allowed, net) is not None:
                 own.append(affinity)
             elif left_behind(net, choice, facts.pools, facts.node_labels, self._matches):

@@ -10,7 +10,7 @@ from tortie.base.addr import IP
 from tortie.base.errors import Conflict, NotFound, TortieError
 from tortie.ipam.block import ForeignBlock, auto_assign, check_affinity
 from tortie.ipam.ledger import ATTEMPTS, Ledger, exhausted, pause
-from tortie.ipam.search import BlockLimit, Ground, Search
+from tortie.ipam.search import BlockLimit, Ground, Search, borrowable
 from tortie.model.ipam import BlockAffinity, IPAMBlock
 
 Interface = IPv4Interface | IPv6Interface
@@ -83,18 +83,18 @@ class Fill:
 
     async def _borrowed(self, wanted: int) -> None:
         """Takes from any block of the allowed pools, pool by pool."""
-        exhausted_pools: list[str] = []
+        walked: list[str] = []
         for pool in self._ground.pools:
             if len(self._ips) >= wanted:
                 break
-            for block in await Search(self._ledger, self._ground, ()).borrowable(pool):
+            for block in await borrowable(self._ledger, self._ground, pool):
                 self._ips += await self._take(block, wanted - len(self._ips), check=False)
                 if len(self._ips) >= wanted:
                     break
             else:
-                exhausted_pools.append(pool.spec.cidr)
-        if exhausted_pools:
-            self._messages.append(f"No IPs available in pools: [{' '.join(exhausted_pools)}]")
+                walked.append(pool.spec.cidr)
+        if walked:
+            self._messages.append(f"No IPs available in pools: [{' '.join(walked)}]")
 
     async def _take(self, block: IPAMBlock, count: int, *, check: bool) -> tuple[Interface, ...]:
         """Up to `count` addresses of a block; none when it has gone or is full. Raises ForeignBlock, Conflict."""
@@ -119,4 +119,4 @@ class Fill:
 
 def interface(ip: IP, prefixlen: int) -> Interface:
     """An address with a prefix length."""
-    return ip_interface((int(ip), prefixlen) if ip.version == 4 else f"{ip}/{prefixlen}")
+    return ip_interface(f"{ip}/{prefixlen}")

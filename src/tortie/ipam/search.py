@@ -139,11 +139,12 @@ class Search:
         owner, sequence = Owner.parse(block.spec.affinity), block.spec.sequence_number
         await claims.release(self._ledger, owner, block.spec.net, require_empty=True, sequence=sequence)
 
-    async def borrowable(self, pool: IPPool) -> list[IPAMBlock]:
-        """Blocks of a pool with a free address, whoever owns them, in walk order."""
-        blocks = {block.spec.net: block for block in await self._ledger.blocks()}
-        order = in_walk_order(blocks, pool, self._ground.owner.name, self._ground.seed)
-        return [blocks[net] for net in order if self._ground.free(blocks[net])]
+
+async def borrowable(ledger: Ledger, ground: Ground, pool: IPPool) -> list[IPAMBlock]:
+    """Blocks of a pool with a free address, whoever owns them, in walk order."""
+    blocks = {block.spec.net: block for block in await ledger.blocks()}
+    order = in_walk_order(blocks, pool, ground.owner.name, ground.seed)
+    return [blocks[net] for net in order if ground.free(blocks[net])]
 
 
 def rested(block: IPAMBlock, now: datetime) -> bool:
