@@ -189,7 +189,7 @@ def _pool(new: IPPool, old: IPPool | None, view: View) -> Iterator[Problem]:
             yield "spec.allowedUses", "a LoadBalancer pool cannot get another use: create another pool"
         return
     for other in view.all(IPPool):
-        if spec.net.overlaps(other.spec.net):
+        if other.name != new.name and spec.net.overlaps(other.spec.net):
             mine, theirs = f"IPPool({new.name})", f"IPPool({other.name})"
             yield "spec.cidr", f"{mine} CIDR overlaps with {theirs} CIDR {other.spec.cidr}"
     for block in view.all(IPAMBlock):

@@ -119,10 +119,10 @@ class Cluster:
         """The FelixConfiguration of this node over the default one over Calico's defaults."""
         merged: dict[str, Any] = {}
         for name in ("default", f"node.{self.node}"):
-            if name in self._felix:
-                spec = self._felix[name]
-                merged.update((field, getattr(spec, field)) for field in spec.__struct_fields__)
-                merged = {field: value for field, value in merged.items() if value not in (None, "")}
+            spec = self._felix.get(name)
+            if spec is not None:
+                fields = ((field, getattr(spec, field)) for field in spec.__struct_fields__)
+                merged.update((field, value) for field, value in fields if value not in (None, ""))
         return Settings(
             merged.get("default_endpoint_to_host_action", "Drop"),
             not merged.get("disable_conntrack_invalid_check", False),

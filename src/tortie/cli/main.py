@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -34,7 +35,7 @@ GROUPS: tuple[tuple[str, typer.Typer], ...] = (("lab", lab.app), ("node", node.a
 """`tortie NAME COMMAND`: one typer app each, as ("lab", lab.app)."""
 
 INTERRUPTED = 128 + 2  # as a shell reports SIGINT
-CLOSED_PIPE = 128 + 13  # as a shell reports SIGPIPE
+CLOSED_PIPE = 1  # as typer ends when the pipe closes while a command prints
 
 # typer brings its own click from 0.20 on and click is a package of its own before; this is ClickException in both.
 USAGE_ERROR: type[BaseException] = typer.BadParameter.__mro__[2]
@@ -54,8 +55,9 @@ def _tortie(
     """Container networking, Calico's kind: resources in, routes and policy out."""
 
 
-def build() -> typer.Typer:
-    """The whole command line."""
+@cache
+def command_line() -> Callable[..., Any]:
+    """The whole command line. It is worth keeping: typer takes 2 ms to read each command's signature."""
     app = typer.Typer(
         name="tortie",
         no_args_is_help=True,
@@ -68,13 +70,14 @@ def build() -> typer.Typer:
         app.command(name)(command)
     for name, group in GROUPS:
         app.add_typer(group, name=name)
-    return app
+    return typer.main.get_command(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
     try:
-        status = build()(args=None if arguments is None else list(arguments), prog_name="tortie", standalone_mode=False)
+        given = None if arguments is None else list(arguments)
+        status = command_line()(args=given, prog_name="tortie", standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except (KeyboardInterrupt, typer.Abort):

@@ -189,7 +189,7 @@ def _named(kind: str, names: Sequence[str]) -> tuple[type[Resource], list[str]]:
     if not slash:
         return wanted, list(dict.fromkeys(names))
     for other in names:
-        if kind_of_word(other.partition("/")[0]) is not wanted or "/" not in other:
+        if "/" not in other or kind_of_word(other.partition("/")[0]) is not wanted:
             raise ConfigError(f'"{other}" must be {word}/NAME: one kind at a time')
     return wanted, list(dict.fromkeys([name, *(other.partition("/")[2] for other in names)]))
 

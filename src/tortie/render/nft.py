@@ -112,8 +112,9 @@ def base_chains(settings: Settings) -> dict[str, Chain]:
         ),
         "from-workload": Chain(("iifname vmap @from-workload", 'counter drop comment "no endpoint: from interface"')),
         "to-workload": Chain(("oifname vmap @to-workload", 'counter drop comment "no endpoint: to interface"')),
+        # First the dispatch, which drops what comes from an unknown interface, be it established or not.
         "workload-to-host": Chain(
-            ("ct state established,related return", f"{NEIGHBOUR_DISCOVERY} return", "jump from-workload", *to_host)
+            (f"{NEIGHBOUR_DISCOVERY} return", "jump from-workload", "ct state established,related return", *to_host)
         ),
     }
 
@@ -137,8 +138,8 @@ def pool_sets(pools: Iterable[Pool], state: DesiredState) -> dict[str, Set]:
     for version, address in ADDRESS.items():
         spec = f"type {address}; flags interval;"
         mine = [pool for pool in every if pool.net.version == version]
-        natted = _intervals(pool.net for pool in mine if pool.nat_outgoing and not pool.disabled)
-        sets[f"masquerade{version}"] = Set(spec, natted)
+        # A disabled pool gives out no addresses, but the pods that have one of it still need the way out.
+        sets[f"masquerade{version}"] = Set(spec, _intervals(pool.net for pool in mine if pool.nat_outgoing))
         sets[f"pools{version}"] = Set(spec, _intervals(pool.net for pool in mine))
         if state.settings.nat_exclude_hosts:
             hosts = frozenset(str(ip) for ip in state.hosts if ip.version == version)

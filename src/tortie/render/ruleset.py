@@ -91,15 +91,12 @@ def _update(want: Ruleset, have: Ruleset, table: str) -> Iterator[str]:
         old, new = have.sets.get(name), want.sets[name]
         if old is not new and new.is_map:
             yield from _element_changes(name, new, old, table)
+    # Chains that go may refer to one another, to sets and maps that go; and those maps to the chains.
     gone = sorted(have.chains.keys() - want.chains.keys())
+    yield from (f"flush chain {table} {name}" for name in gone)
     for name in sorted(have.sets.keys() - want.sets.keys()):
-        if have.sets[name].is_map:
-            yield f"delete map {table} {name}"
-    yield from (f"flush chain {table} {name}" for name in gone)  # they may refer to one another
+        yield f"delete {have.sets[name].word} {table} {name}"
     yield from (f"delete chain {table} {name}" for name in gone)
-    for name in sorted(have.sets.keys() - want.sets.keys()):
-        if not have.sets[name].is_map:
-            yield f"delete set {table} {name}"
 
 
 def _declare(sets: Mapping[str, Set], chains: Mapping[str, Chain], table: str) -> Iterator[str]:
