@@ -512,7 +512,6 @@ def test_the_nodes_own_configuration_wins_over_the_default_one() -> None:
     assert cluster.settings() == Cluster("n1").settings()
 
 
-@pytest.mark.xfail(strict=True, reason="Cluster.settings lets an unset field of node.<name> hide the default's")
 def test_what_the_nodes_own_configuration_leaves_out_is_as_by_default() -> None:
     cluster = cluster_of(felix("default", defaultEndpointToHostAction="Accept", disableConntrackInvalidCheck=True))
     cluster.put(felix("node.n1", logPrefix="mine", disableConntrackInvalidCheck=False))
