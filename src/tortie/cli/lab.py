@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -13,7 +14,9 @@ from tortie.lab.topology import DEFAULT_NAME, DEFAULT_NODES, DEFAULT_POOL, DEFAU
 
 app = typer.Typer(no_args_is_help=True, help="A whole cluster on this machine, in network namespaces.")
 
-Name = Annotated[str, typer.Option("--name", help="The lab; may be left out where there is only one.")]
+Name = Annotated[
+    str, typer.Option("--name", envvar="TORTIE_LAB", help="The lab; may be left out where there is only one.")
+]
 
 _FOLLOW_SECONDS = 0.2
 _AS_HOST = 'echo "$0" >/proc/sys/kernel/hostname && exec "$@"'
@@ -22,45 +25,65 @@ _AS_HOST = 'echo "$0" >/proc/sys/kernel/hostname && exec "$@"'
 @app.command()
 def up(
     nodes: Annotated[int, typer.Option(help="How many nodes.")] = DEFAULT_NODES,
-    name: Annotated[str, typer.Option(help="The lab's name; several live side by side.")] = DEFAULT_NAME,
+    name: Annotated[str, typer.Option(envvar="TORTIE_LAB", help="Several labs live side by side.")] = DEFAULT_NAME,
     pool: Annotated[str, typer.Option(help="IPv4 addresses of the pods.")] = DEFAULT_POOL,
     pool6: Annotated[str, typer.Option(help="IPv6 addresses of the pods.")] = DEFAULT_POOL6,
+    netconf: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON to add to the CNI plugin's configuration.")
+    ] = None,
 ) -> None:
     """Bring a lab up: nodes, agents, BGP between them. Again: make what is missing."""
     import asyncio
 
     from rich.console import Console
 
-    from tortie.lab import cluster
+    from tortie.lab import cluster, machine
     from tortie.lab.state import LabDirectory
     from tortie.lab.steps import Steps
     from tortie.lab.topology import topology
 
     console = Console(highlight=False)
     wanted, directory = topology(name, nodes, pool, pool6), LabDirectory(name)
-    cluster.check_machine()
+    machine.check_machine()
     was_complete = cluster.is_complete(directory)
     began = time.monotonic()
-    asyncio.run(cluster.up(wanted, directory, Steps(console)))
+    asyncio.run(cluster.up(wanted, directory, Steps(console), _netconf(netconf)))
     how = "was up already" if was_complete else f"is up, in {time.monotonic() - began:.1f} s"
     console.print(f"lab [bold]{name}[/bold] {how}")
     console.print(f"its datastore: {directory.store}", style="dim", soft_wrap=True)
 
 
+def _netconf(path: Path | None) -> dict[str, object]:
+    """The JSON object in a file. Raises ConfigError."""
+    import json
+
+    from tortie.base.errors import ConfigError
+
+    if path is None:
+        return {}
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}", "--netconf") from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path} holds no JSON object", "--netconf")
+    return document
+
+
 @app.command()
 def down(
-    name: Name = "",
+    name: Annotated[str, typer.Option("--name", help="The lab; else $TORTIE_LAB, or the only one.")] = "",
     all_: Annotated[bool, typer.Option("--all", help="Every lab there is.")] = False,
 ) -> None:
     """Take a lab away, whatever is left of it."""
     from tortie.base.errors import ConfigError
-    from tortie.lab import cluster
+    from tortie.lab import cluster, machine
     from tortie.lab.state import LabDirectory, find_labs
 
     if all_ and name:
         raise ConfigError("--name and --all exclude each other")
-    cluster.check_root()
-    for lab in find_labs() if all_ else [_chosen(name)]:
+    machine.check_root()
+    for lab in find_labs() if all_ else [_chosen(name or os.environ.get("TORTIE_LAB", ""))]:
         there = cluster.down(LabDirectory(lab))
         typer.echo(f"lab {lab} is gone" if there else f"there is no lab {lab}")
 
@@ -72,10 +95,10 @@ def status(name: Name = "") -> None:
 
     from rich.console import Console
 
-    from tortie.lab import cluster, tables
+    from tortie.lab import cluster, machine, tables
     from tortie.lab.state import LabDirectory
 
-    cluster.check_root()
+    machine.check_root()
     found = asyncio.run(cluster.status(LabDirectory(_chosen(name))))
     Console().print(tables.render(found))
     if not found.healthy:
@@ -93,10 +116,10 @@ def exec_(
 
     from tortie.base.errors import ConfigError
     from tortie.kernel import netns
-    from tortie.lab import cluster, places
+    from tortie.lab import machine, places
     from tortie.lab.state import LabDirectory
 
-    cluster.check_root()
+    machine.check_root()
     program = command[1:] if command[0] == "--" else command
     if not program:
         raise ConfigError("no program was given", "after --")
@@ -144,11 +167,11 @@ def matrix(
 
     from rich.console import Console
 
-    from tortie.lab import cluster, verdicts
+    from tortie.lab import machine, verdicts
     from tortie.lab.matrix import render, to_document
     from tortie.lab.state import LabDirectory
 
-    cluster.check_root()
+    machine.check_root()
     console, directory = Console(), LabDirectory(_chosen(name))
     versions = [version for version, wanted in ((4, ipv4), (6, ipv6)) if wanted] or [4]
     found = [asyncio.run(verdicts.compared(directory, protocol, version, port)) for version in versions]
@@ -173,12 +196,11 @@ def demo(
 
 
 def _chosen(name: str) -> str:
-    """The lab that is meant: --name, $TORTIE_LAB, `default` if it is there, or the only one. Raises ConfigError."""
+    """The lab that is meant: the one named, `default` if it is there, or the only one. Raises ConfigError."""
     from tortie.base.errors import ConfigError
     from tortie.lab.state import find_labs
     from tortie.lab.topology import check_name
 
-    name = name or os.environ.get("TORTIE_LAB", "")
     if name:
         check_name(name)
         return name

@@ -36,7 +36,7 @@ def command() -> list[str]:
 def agent_command(directory: LabDirectory, node: Host) -> list[str]:
     ipv4, ipv6 = node.addresses
     return [
-        *command(), "agent", "--node", node.name, "--datastore", str(directory.store),
+        sys.executable, "-m", "tortie.agent", "--node", node.name, "--datastore", str(directory.store),
         "--run-dir", str(directory.node(node.name)), "--ipv4", ipv4, "--ipv6", ipv6, "--connect-delay", "0",
     ]  # fmt: skip
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from uuid import uuid4
 
-from tortie.base.errors import ConfigError, Exists, NotSupported, Unavailable
+from tortie.base.errors import ConfigError, Exists, Unavailable
 from tortie.cni.install import build_stub
 from tortie.cni.spec import compact_json
 from tortie.kernel import netns
 from tortie.lab import agents, kubelet, network, processes
 from tortie.lab.agents import AgentState
+from tortie.lab.machine import check_machine
 from tortie.lab.objects import initial_objects
+from tortie.lab.places import netns_of, opened
 from tortie.lab.podspec import PodKey, answered_ports, key_of, programs
 from tortie.lab.probe import Endpoint
 from tortie.lab.sandbox import conflist_document
@@ -26,37 +26,18 @@ from tortie.lab.steps import Step, Steps
 from tortie.lab.topology import OUTSIDE, OUTSIDE_PORT, Host, Topology, names
 from tortie.model.k8s import Pod
 from tortie.model.store import Store
-from tortie.store import open_store
-
-PROGRAMS = {"bird": "bird2", "birdc": "bird2", "nft": "nftables", "nsenter": "util-linux", "unshare": "util-linux"}
-"""What a lab runs, and the Debian package that has it."""
 
 _POLL_SECONDS = 0.1
 _PATIENCE = (30.0, 3.0)  # seconds to wait for agents and BGP: for the lab, and for each node
 
 
-def check_machine() -> None:
-    """Raises NotSupported, in one line, where no lab can be."""
-    check_root()
-    # Not every PATH has the places where Debian keeps these.
-    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-    missing = {name: package for name, package in PROGRAMS.items() if shutil.which(name, path=path) is None}
-    if missing:
-        packages = " ".join(sorted(set(missing.values())))
-        raise NotSupported(f"a lab needs {', '.join(missing)}: apt-get install {packages}")
-
-
-def check_root() -> None:
-    """Raises NotSupported."""
-    if os.geteuid() != 0:
-        raise NotSupported("a lab is network namespaces, which only root may make and enter: try again with sudo")
-
-
 # --- up and down --------------------------------------------------------------------------------------------------
 
 
-async def up(lab: Topology, directory: LabDirectory, steps: Steps) -> None:
+async def up(lab: Topology, directory: LabDirectory, steps: Steps, netconf: Mapping[str, object] | None = None) -> None:
     """Brings the lab up, or makes what it lacks, until every agent is ready and all BGP sessions are established.
+
+    `netconf` is added to the CNI plugin's configuration of a lab that is not up yet.
 
     Raises ConfigError when a lab of that name is another one, Unavailable when something does not come up in time: then
     the lab stays as it is, to be looked at. Cancelled, it takes away what it began.
@@ -67,7 +48,7 @@ async def up(lab: Topology, directory: LabDirectory, steps: Steps) -> None:
         if not fresh:
             _check_same(directory.read(), lab)
         try:
-            await _make(lab, directory, steps)
+            await _make(lab, directory, steps, netconf)
         except BaseException:
             if fresh:
                 network.destroy(directory)
@@ -100,11 +81,12 @@ def is_complete(directory: LabDirectory) -> bool:
     return alive and wanted <= set(network.namespaces(lab.name))
 
 
-async def _make(lab: Topology, directory: LabDirectory, steps: Steps) -> None:
+async def _make(lab: Topology, directory: LabDirectory, steps: Steps, netconf: Mapping[str, object] | None) -> None:
     with steps.step(f"network of {len(lab.nodes)} nodes, a gateway and an outside host"):
         # Others go by the directory's lab.json: it is there before anything else is.
         directory.write(lab)
-        write_whole(directory.conflist, compact_json(conflist_document()) + "\n")
+        if not directory.conflist.exists():
+            write_whole(directory.conflist, compact_json(conflist_document(netconf)) + "\n")
         await _to_the_end(lambda: network.build(lab))
     with steps.step("datastore and CNI plugins"):
         await _to_the_end(lambda: build_stub(directory.bin))
@@ -153,10 +135,9 @@ async def _wait(
         who = names(node.name for node in late)
         step.note(f"waiting for {who}")
         if time.monotonic() > deadline:
-            state = states[late[0].name]
-            why = state.why or f"{state.established} of {state.sessions} sessions are established"
-            logs = f"{directory.agent_log(late[0].name)} and {directory.kubelet_log}"
-            raise Unavailable(f"{who} not ready in time ({why}); see {logs}")
+            why, logs = states[late[0].name].why, directory.agent_log(late[0].name)
+            last = logs.read_text(errors="replace").rstrip().rpartition("\n")[2] if logs.exists() else "it is not there"
+            raise Unavailable(f"{who} not ready in time{why and ': '}{why}; {logs} ends with: {last}")
         await asyncio.sleep(_POLL_SECONDS)
 
 
@@ -208,21 +189,6 @@ async def status(directory: LabDirectory) -> LabStatus:
         rows.append(NodeRow(node, agent.pid if agent else 0, states[node.name], count))
     supervisor = processes.read_pid(directory.kubelet_pid)
     return LabStatus(lab, supervisor.pid if supervisor else 0, tuple(rows), pods)
-
-
-@asynccontextmanager
-async def opened(directory: LabDirectory) -> AsyncIterator[Store]:
-    """The lab's datastore."""
-    store = open_store(str(directory.store))
-    try:
-        yield store
-    finally:
-        await store.close()
-
-
-def netns_of(lab: Topology, pod: Pod) -> str:
-    """The name of the namespace a pod's processes are in."""
-    return lab.node(pod.spec.node_name).netns if pod.spec.host_network else lab.pod_netns(pod.namespace, pod.name)
 
 
 async def wait_running(store: Store, wanted: Sequence[PodKey], seconds: float) -> list[Pod]:

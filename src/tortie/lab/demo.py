@@ -16,7 +16,9 @@ from rich.text import Text
 
 from tortie.base.errors import NotFound, TortieError
 from tortie.lab import agents, cluster, network, processes
+from tortie.lab.machine import check_machine
 from tortie.lab.matrix import Pair, diff, render, render_changes
+from tortie.lab.places import opened
 from tortie.lab.podspec import PodKey, key_of
 from tortie.lab.probe import Endpoint, Losses, ping_steadily, probe
 from tortie.lab.state import LabDirectory
@@ -99,7 +101,7 @@ class Tour:
         with self.check("the manifests are applied", vital=True):
             await self.tortie("apply", "-f", PODS)
         with self.check("all pods run, each with an IPv4 and an IPv6 address", vital=True):
-            async with cluster.opened(self.directory) as store:
+            async with opened(self.directory) as store:
                 pods = await cluster.wait_running(store, manifest_pods(), _PATIENCE)
             short = [pod.title for pod in pods if len(pod.status.pod_ips) != 2]
             demand(not short, f"{', '.join(short)} lack an address")
@@ -194,7 +196,7 @@ class Tour:
                 await self.tortie("delete", "-f", manifest)
         with self.check("no pod's namespace, endpoint or address is left"):
             await self._until(lambda: not [name for name in network.namespaces(NAME) if "-pod-" in name])
-            async with cluster.opened(self.directory) as store:
+            async with opened(self.directory) as store:
                 left = [one.title for kind in (WorkloadEndpoint, IPAMHandle) for one in (await store.list(kind)).items]
             demand(not left, f"the datastore still has {', '.join(left[:3])}")
 
@@ -218,7 +220,12 @@ class Tour:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
-        output = (await process.communicate())[0].decode(errors="replace")
+        try:
+            output = (await process.communicate())[0].decode(errors="replace")
+        except asyncio.CancelledError:
+            process.kill()
+            await process.communicate()
+            raise
         demand(process.returncode == 0, f"exit status {process.returncode}: {output.strip()}")
         return output
 
@@ -285,7 +292,7 @@ def manifest_pods() -> list[PodKey]:
 def tour(keep: bool = False) -> int:
     """Takes the tour; the exit status. Whatever happens, the lab is gone afterwards, unless it is to be kept."""
     console = Console(highlight=False)
-    cluster.check_machine()
+    check_machine()
     manifest_pods()
     guide = Tour(console)
     console.print(Text("Tortie: Calico's network for Kubernetes, on one machine, in network namespaces", "bold"))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tortie.base.errors import ConfigError, NotFound
 from tortie.kernel import netns
-from tortie.lab.cluster import netns_of, opened
-from tortie.lab.podspec import PodKey
-from tortie.lab.sandbox import log_file
 from tortie.lab.state import LabDirectory
-from tortie.lab.topology import OUTSIDE
+from tortie.lab.topology import OUTSIDE, Topology
 from tortie.model.k8s import Pod
+from tortie.model.store import Store
+from tortie.store import open_store
 
 KUBELET = "kubelet"
 _NODE = "node:"
@@ -52,12 +53,27 @@ def log_of(directory: LabDirectory, where: str) -> Path:
         return directory.kubelet_log
     if where.startswith(_NODE):
         return directory.agent_log(lab.node(where.removeprefix(_NODE)).name)
-    return log_file(directory, pod_key(where))
+    return directory.pod_log(*pod_key(where))
 
 
-def pod_key(where: str) -> PodKey:
+def pod_key(where: str) -> tuple[str, str]:
     """Namespace and name of a pod. Raises ConfigError."""
     namespace, _, pod = where.rpartition("/")
     if not pod or "/" in namespace or ":" in where:
         raise ConfigError(f'"{where}" is not a pod such as red/web, nor node:node1, nor outside')
     return namespace or "default", pod
+
+
+@asynccontextmanager
+async def opened(directory: LabDirectory) -> AsyncIterator[Store]:
+    """The lab's datastore."""
+    store = open_store(str(directory.store))
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def netns_of(lab: Topology, pod: Pod) -> str:
+    """The name of the namespace a pod's processes are in."""
+    return lab.node(pod.spec.node_name).netns if pod.spec.host_network else lab.pod_netns(pod.namespace, pod.name)

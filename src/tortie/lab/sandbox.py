@@ -12,9 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path
 
 import msgspec
 
@@ -170,29 +169,16 @@ class Sandboxes:
         write_whole(self.directory.pod(*sandbox.key) / _RECORD, msgspec.json.encode(sandbox).decode() + "\n")
 
 
-def pid_file(directory: LabDirectory, key: PodKey, container: str) -> Path:
-    return directory.pod(*key) / f"{container}.pid"
-
-
-def log_file(directory: LabDirectory, key: PodKey) -> Path:
-    return directory.pod(*key) / "log"
-
-
-def conflist_document() -> dict[str, object]:
-    """The CNI network of a lab's pods, as an operator would write it."""
-    return {
-        "cniVersion": "1.0.0",
-        "name": "k8s-pod-network",
-        "plugins": [
-            {
-                "type": "calico",
-                "log_level": "info",
-                "ipam": {"type": "calico-ipam", "assign_ipv4": "true", "assign_ipv6": "true"},
-                "policy": {"type": "k8s"},
-                "kubernetes": {},
-            }
-        ],
+def conflist_document(extra: Mapping[str, object] | None = None) -> dict[str, object]:
+    """The CNI network of a lab's pods, as an operator would write it. `extra` goes into the plugin's configuration."""
+    plugin = {
+        "type": "calico",
+        "log_level": "info",
+        "ipam": {"type": "calico-ipam", "assign_ipv4": "true", "assign_ipv6": "true"},
+        "policy": {"type": "k8s"},
+        "kubernetes": {},
     }
+    return {"cniVersion": "1.0.0", "name": "k8s-pod-network", "plugins": [plugin | dict(extra or {})]}
 
 
 def _runtime(directory: LabDirectory, node: str, node_netns: str) -> Runtime:

@@ -88,6 +88,12 @@ class LabDirectory:
     def pod(self, namespace: str, name: str) -> Path:
         return self.pods / f"{namespace}_{name}"
 
+    def pod_log(self, namespace: str, name: str) -> Path:
+        return self.pod(namespace, name) / "log"
+
+    def pod_pid(self, namespace: str, name: str, container: str) -> Path:
+        return self.pod(namespace, name) / f"{container}.pid"
+
     def write(self, lab: Topology) -> None:
         """Keeps what was asked for."""
         fields = {"name": lab.name, "nodes": len(lab.nodes), "pool": lab.pool, "pool6": lab.pool6}

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from tortie.base.errors import NotFound
 from tortie.calc.cluster import INPUTS, Cluster
 from tortie.calc.explain import Explainer, Explanation, Party
-from tortie.lab.cluster import endpoints, opened
+from tortie.lab.cluster import endpoints
 from tortie.lab.matrix import Matrix, Pair
+from tortie.lab.places import opened
 from tortie.lab.probe import Endpoint, Protocol, measure
 from tortie.lab.state import LabDirectory
 from tortie.lab.topology import OUTSIDE

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from tortie.lab import processes
 from tortie.lab.podspec import PodKey, Program, answered_ports, programs
 from tortie.lab.responder import Responder
-from tortie.lab.sandbox import POD_VARIABLE, Sandbox, log_file, pid_file
+from tortie.lab.sandbox import POD_VARIABLE, Sandbox
 from tortie.lab.state import LabDirectory
 from tortie.model.k8s import Pod
 
@@ -71,7 +71,7 @@ class Workloads:
         ports = answered_ports(pod)
         if ports and known.responder is None:
             known.responder = Responder(
-                f"{pod.namespace}/{pod.name}", sandbox.node, log_file(self._directory, sandbox.key)
+                f"{pod.namespace}/{pod.name}", sandbox.node, self._directory.pod_log(*sandbox.key)
             )
             known.complaints = await known.responder.start(sandbox.netns_path, ports)
         codes: list[int | None] = []
@@ -100,7 +100,7 @@ class Workloads:
         """The exit code of a program that is over, else None; and after how many seconds it is to be started again."""
         if run.watch is not None and not run.watch.done():
             return None, None
-        file = pid_file(self._directory, sandbox.key, program.container)
+        file = self._directory.pod_pid(*sandbox.key, program.container)
         running = processes.read_pid(file)
         if running:  # started by a kubelet before this one
             run.watch = asyncio.create_task(
@@ -133,8 +133,8 @@ class Workloads:
         child = await asyncio.to_thread(
             processes.spawn,
             program.argv,
-            pid_file(self._directory, sandbox.key, program.container),
-            log_file(self._directory, sandbox.key),
+            self._directory.pod_pid(*sandbox.key, program.container),
+            self._directory.pod_log(*sandbox.key),
             netns_path=sandbox.netns_path,
             hostname="" if sandbox.host_network else sandbox.name,
             cwd=program.cwd,
