@@ -24,7 +24,7 @@ from tortie.policy.rules import PolicyRule, Side
 from tortie.policy.translate import policy_of
 from tortie.render.match import fit, rule_lines
 from tortie.render.nft import NftRenderer
-from tortie.render.ruleset import Chain, Ruleset, Set, transaction
+from tortie.render.ruleset import Chain, Remains, Ruleset, Set, transaction
 
 GOLDEN = Path(__file__).parent / "golden" / "small.nft"
 
@@ -157,8 +157,18 @@ class Table:
 
     def _add_chain(self, name: str, hook: str = "") -> None:
         self._need(self.there, "no table")
-        self._need(name not in self.chains, f"chain {name} exists")
-        self.chains[name] = Chain((), hook.removeprefix("{ ").removesuffix(" }"))
+        hook = hook.removeprefix("{ ").removesuffix(" }")
+        old = self.chains.setdefault(name, Chain((), hook))
+        self._need(old.hook == hook, f"chain {name} exists with another hook")
+
+    def _flush_table(self) -> None:
+        self.chains = {name: Chain((), chain.hook) for name, chain in self.chains.items()}
+
+    def _flush_set(self, name: str) -> None:
+        old = self._set(name)
+        self.sets[name] = Set(old.spec, frozenset(), old.is_map)
+
+    _flush_map = _flush_set
 
     def _flush_chain(self, name: str) -> None:
         self.chains[name] = Chain((), self._chain(name).hook)
@@ -175,8 +185,9 @@ class Table:
 
     def _add_set(self, name: str, spec: str, is_map: bool = False) -> None:
         self._need(self.there, "no table")
-        self._need(name not in self.sets, f"set {name} exists")
-        self.sets[name] = Set(spec.removeprefix("{ ").removesuffix(" }"), frozenset(), is_map)
+        new = Set(spec.removeprefix("{ ").removesuffix(" }"), frozenset(), is_map)
+        old = self.sets.setdefault(name, new)
+        self._need((old.spec, old.is_map) == (new.spec, is_map), f"set {name} exists and is of another kind")
 
     def _add_map(self, name: str, spec: str) -> None:
         self._add_set(name, spec, True)
@@ -288,6 +299,43 @@ def test_a_transaction_leads_from_any_ruleset_to_any_other(run: int) -> None:
                 assert start.run(script) == Table.of(want), f"TORTIE_SEED={SEED}\n{have}\n{want}\n{script}"
             except Refused as why:
                 pytest.fail(f"TORTIE_SEED={SEED}: {why}\n{have}\n{want}\n{script}")
+
+
+def names_of(ruleset: Ruleset) -> Remains:
+    return Remains(frozenset(ruleset.chains), {name: one.is_map for name, one in ruleset.sets.items()})
+
+
+@pytest.mark.parametrize("run", range(10))
+def test_a_table_is_filled_anew_in_place_unless_something_in_it_is_of_another_kind(run: int) -> None:
+    rng = random.Random(f"{SEED} {run}")
+    for _ in range(60):
+        have, want = some_ruleset(rng), some_ruleset(rng)
+        script = transaction(want, names_of(have))
+        other = any(want.sets[name].spec != have.sets[name].spec for name in want.sets.keys() & have.sets.keys())
+        other |= any(want.chains[name].hook != have.chains[name].hook for name in want.chains.keys() & have.chains)
+        assert "delete table" not in script
+        if other:
+            with pytest.raises(Refused, match="another"):
+                Table.of(have).run(script)
+        else:
+            assert Table.of(have).run(script) == Table.of(want), f"TORTIE_SEED={SEED}\n{have}\n{want}\n{script}"
+
+
+def test_a_set_that_changes_its_type_takes_nothing_else_along() -> None:
+    """A network set appears among single addresses: the other chains and sets keep what they have."""
+    have = Ruleset(
+        {"c": Chain(("ip saddr @s accept",)), "d": Chain(("drop",))},
+        {"s": Set(PLAIN, frozenset({"10.0.0.1"})), "t": Set(PLAIN)},
+    )
+    want = Ruleset({**have.chains}, {"s": Set(SPANS, frozenset({"10.0.0.0/8"})), "t": have.sets["t"]})
+    assert transaction(want, have).splitlines() == [
+        "flush chain inet tortie c",
+        "delete set inet tortie s",
+        "add set inet tortie s { type ipv4_addr; flags interval; }",
+        "add element inet tortie s { 10.0.0.0/8 }",
+        "flush chain inet tortie c",
+        "add rule inet tortie c ip saddr @s accept",
+    ]
 
 
 def test_what_is_reached_needs_nothing() -> None:
@@ -533,6 +581,10 @@ def test_which_pools_are_masqueraded_and_to_which_one_does_not() -> None:
     assert sets["pools6"].elements == {"fd00:244::/64", "fd00:11::/64"}
 
 
+def nat_outgoing(ruleset: Ruleset) -> list[str]:
+    return [rule for rule in ruleset.chains["postrouting"].rules if "natOutgoing" in rule]
+
+
 def test_p102_hosts_may_be_excepted_and_the_address_given() -> None:
     node = (
         "{apiVersion: projectcalico.org/v3, kind: Node, metadata: {name: n2}, "
@@ -542,9 +594,54 @@ def test_p102_hosts_may_be_excepted_and_the_address_given() -> None:
     assert "hosts4" not in plain.sets
     assert excepted.sets["hosts4"].elements == {"10.0.0.2"}
     assert excepted.sets["hosts6"].elements == {"fd00:10::2"}
-    assert excepted.chains["postrouting"].rules[0] == (
+    assert nat_outgoing(excepted)[0] == (
         'ip saddr @masquerade4 ip daddr != @pools4 ip daddr != @hosts4 counter masquerade comment "natOutgoing"'
     )
-    given_address = rendered("natOutgoingAddress: 192.0.2.1").chains["postrouting"].rules
+    given_address = nat_outgoing(rendered("natOutgoingAddress: 192.0.2.1"))
     assert "snat ip to 192.0.2.1" in given_address[0]
     assert "masquerade" in given_address[1]
+
+
+# --- floating IPs ----------------------------------------------------------------------------------------------------
+
+FLOATING = """
+apiVersion: projectcalico.org/v3
+kind: WorkloadEndpoint
+metadata: {name: n1-k8s-%s-eth0, namespace: red}
+spec:
+  {node: n1, pod: %s, endpoint: eth0, orchestrator: k8s, interfaceName: cali%s, ipNetworks: [%s],
+   ipNATs: [{internalIP: %s, externalIP: %s}]}
+"""
+
+
+def with_floating(*claims: tuple[str, str, str], felix: str = "") -> Ruleset:
+    cluster = Cluster("n1")
+    for name, internal, external in claims:
+        cluster.put(parse(FLOATING % (name, name, name, internal, internal, external))[0])
+    if felix:
+        cluster.put(
+            parse(
+                "{apiVersion: projectcalico.org/v3, kind: FelixConfiguration, metadata: {name: default},"
+                f" spec: {{floatingIPs: {felix}}}}}"
+            )[0]
+        )
+    return NftRenderer().render(cluster.state())
+
+
+def test_a_floating_ip_leads_to_its_pod_and_back_only_for_the_pod_itself() -> None:
+    sets = with_floating(("a", "10.244.0.1", "192.0.2.9"), ("b", "fd00::1", "2001:db8::9")).sets
+    assert sets["floating4"].elements == {"192.0.2.9 : 10.244.0.1"}
+    assert sets["floating6"].elements == {"2001:db8::9 : fd00::1"}
+    assert sets["hairpin4"].elements == {"10.244.0.1 . 10.244.0.1"}
+    assert sets["hairpins4"].elements == {"10.244.0.1 : 192.0.2.9"}
+
+
+def test_of_several_claims_to_one_floating_ip_the_lowest_address_wins() -> None:
+    sets = with_floating(("a", "10.244.0.10", "192.0.2.9"), ("b", "10.244.0.9", "192.0.2.9")).sets
+    assert sets["floating4"].elements == {"192.0.2.9 : 10.244.0.9"}
+    assert sets["hairpins4"].elements == {"10.244.0.9 : 192.0.2.9"}
+
+
+def test_floating_ips_can_be_switched_off() -> None:
+    assert with_floating(("a", "10.244.0.1", "192.0.2.9"), felix="Enabled").sets["floating4"].elements
+    assert not with_floating(("a", "10.244.0.1", "192.0.2.9"), felix="Disabled").sets["floating4"].elements

@@ -14,11 +14,13 @@ Net = IPv4Network | IPv6Network
 
 @lru_cache(maxsize=65536)
 def parse_ip(text: str) -> IP:
-    """An address. Raises ConfigError naming the text."""
+    """An address, without a zone (`fe80::1%eth0`): that is free text. Raises ConfigError naming the text."""
     try:
-        return ip_address(text)
+        if "%" not in text:
+            return ip_address(text)
     except ValueError:
-        raise ConfigError(f'"{text}" is not an IP address') from None
+        pass
+    raise ConfigError(f'"{text}" is not an IP address')
 
 
 @lru_cache(maxsize=65536)
@@ -35,9 +37,11 @@ def parse_net(text: str) -> Net:
     raise ConfigError(f'"{text}" has host bits set; the network is "{right}"')
 
 
+@lru_cache(maxsize=65536)
 def host_net(ip: IP) -> Net:
-    """The /32 or /128 of an address."""
-    return ip_network(ip)
+    """The /32 or /128 of an address; the same object each time, which makes comparing them a look."""
+    # Of a number: ip_network would write the address out and read it again, ten times slower.
+    return IPv4Network(int(ip)) if isinstance(ip, IPv4Address) else IPv6Network(int(ip))
 
 
 def collapse(nets: Iterable[Net]) -> list[Net]:

@@ -26,7 +26,8 @@ class ConfigError(TortieError):
         self.where = tuple(part for part in where if part)
 
     def __str__(self) -> str:
-        return ": ".join((*self.where, self.message))
+        text = ": ".join((*self.where, self.message))
+        return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
     def within(self, *outer: str) -> ConfigError:
         """The same error seen from further out: `err.within("pods.yaml", "Pod red/a")`."""

@@ -13,20 +13,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tortie.base.addr import Net, parse_ip, parse_net
+from tortie.base.addr import Net, parse_net
 from tortie.base.errors import ConfigError, NotSupported
 from tortie.calc.policies import ActivePolicies
 from tortie.calc.routing import RoutingInputs, router_address
 from tortie.calc.sets import Addresses, AddressSets, ItemKey
+from tortie.calc.settings import SettingsInputs
 from tortie.calc.state import DesiredState, EndpointKey, LocalEndpoint, Pool, Routing, Settings
-from tortie.calc.workloads import endpoint_addresses
+from tortie.calc.workloads import endpoint_addresses, floating_ips
 from tortie.model.bgp import BGPConfiguration, BGPPeer
 from tortie.model.ipam import BlockAffinity, BlockAffinitySpec, IPPool
 from tortie.model.k8s import K8sNetworkPolicy, Namespace, ServiceAccount
-from tortie.model.meta import Resource
-from tortie.model.node import FelixConfiguration, FelixConfigurationSpec, Node
+from tortie.model.meta import Resource, title
+from tortie.model.node import FelixConfiguration, Node
 from tortie.model.policy import GlobalNetworkPolicy, GlobalNetworkSet, NetworkPolicy, NetworkSet, Profile, Tier
-from tortie.model.workload import WorkloadEndpoint
+from tortie.model.workload import INTERFACE_NAME, WorkloadEndpoint
 from tortie.policy.rules import Policy, PolicyKey
 from tortie.policy.translate import (
     DEFAULT_ALLOW,
@@ -37,7 +38,9 @@ from tortie.policy.translate import (
     policy_of,
     profile_of,
     service_account_profile,
+    without_reserved,
 )
+from tortie.policy.verdict import EndpointPolicy
 
 INPUTS: tuple[type[Resource], ...] = (
     Namespace, ServiceAccount, Node, IPPool, BlockAffinity, Tier, Profile, NetworkSet, GlobalNetworkSet, NetworkPolicy,
@@ -57,8 +60,10 @@ class Cluster:
         self._sets = AddressSets()
         self._endpoints: dict[EndpointKey, WorkloadEndpoint] = {}
         self._pools: dict[str, Pool] = {}
-        self._blocks: dict[str, tuple[str, Net]] = {}
-        self._felix: dict[str, FelixConfigurationSpec] = {}
+        self._blocks: dict[str, Net] = {}
+        self._active: Mapping[PolicyKey, Policy] = {}
+        self._local: dict[EndpointKey, LocalEndpoint] = {}
+        self._settings = SettingsInputs()
         self._routing = RoutingInputs()
         self._generation = 0
         self._handlers: dict[type[Resource], Callable[[Any, str, str], None]] = {
@@ -74,7 +79,7 @@ class Cluster:
             GlobalNetworkSet: self._on_network_set,
             IPPool: self._on_pool,
             BlockAffinity: self._on_affinity,
-            FelixConfiguration: self._on_felix,
+            FelixConfiguration: self._settings.on_configuration,
             Node: self._routing.on_node,
             BGPConfiguration: self._routing.on_configuration,
             BGPPeer: self._routing.on_peer,
@@ -88,54 +93,39 @@ class Cluster:
 
     def drop(self, kind: type[Resource], namespace: str, name: str) -> None:
         """An object is gone."""
-        self._handle(kind, None, namespace, name, f"{kind.KIND.kind} {namespace}/{name}".replace(" /", " "))
+        self._handle(kind, None, namespace, name, title(kind.KIND, name, namespace))
 
     def state(self) -> DesiredState:
-        """What this node must look like now."""
+        """What this node must look like now. It is read by other threads: nothing in it changes later."""
         self._generation += 1
-        resolved = self._policies.flush()
-        active = self._policies.active()
-        self._sets.need(self._policies.needed_sets(active.values()))
+        self._policies.flush()
+        if self._policies.active is not self._active:
+            self._active = self._policies.active
+            self._sets.need(ref for policy in self._active.values() for ref in policy.refs)
         endpoints: dict[str, LocalEndpoint] = {}
-        for key in sorted(resolved, reverse=True):  # of two endpoints on one interface the lowest name wins
-            endpoint = self._endpoints[key]
-            interface = endpoint.spec.interface_name
-            ips = endpoint_addresses(endpoint).ips
-            endpoints[interface] = LocalEndpoint(key, interface, ips, endpoint.spec.mac, resolved[key])
+        for key in sorted(self._policies.consulted, reverse=True):  # of two on one interface the lowest name wins
+            endpoint = self._local_endpoint(key, self._policies.consulted[key])
+            endpoints[endpoint.interface] = endpoint
         return DesiredState(
             self._generation,
             self.node or "",
             endpoints,
-            active,
+            self._active,
             self._sets.members(),
             tuple(self._pools[name] for name in sorted(self._pools)),
-            tuple(sorted({net for node, net in self._blocks.values() if node == self.node}, key=_net_order)),
+            tuple(sorted(set(self._blocks.values()), key=_net_order)),
             self._routing.hosts(),
             self.settings(),
             self.routing(),
         )
 
     def settings(self) -> Settings:
-        """The FelixConfiguration of this node over the default one over Calico's defaults."""
-        merged: dict[str, Any] = {}
-        for name in ("default", f"node.{self.node}"):
-            spec = self._felix.get(name)
-            if spec is not None:
-                fields = ((field, getattr(spec, field)) for field in spec.__struct_fields__)
-                merged.update((field, value) for field, value in fields if value not in (None, ""))
-        return Settings(
-            merged.get("default_endpoint_to_host_action", "Drop"),
-            not merged.get("disable_conntrack_invalid_check", False),
-            merged.get("nftables_filter_deny_action", "Drop"),
-            merged.get("log_prefix", "calico-packet"),
-            merged.get("allow_vxlan_packets_from_workloads", False),
-            merged.get("allow_ipip_packets_from_workloads", False),
-            merged.get("vxlan_port", 4789),
-            merged.get("nat_outgoing_exclusions") == "IPPoolsAndHostIPs",
-            parse_ip(merged["nat_outgoing_address"]) if "nat_outgoing_address" in merged else None,
-            merged.get("ipv6_support", True),
-            {version: merged.get(f"ipv{version}_normal_route_priority", 1024) for version in (4, 6)},
-        )
+        return self.settings_of(self.node)
+
+    def settings_of(self, node: str | None) -> Settings:
+        """What holds on a node; with None what holds where nothing else is said."""
+        found = self._routing.nodes.get(node) if node is not None else None
+        return self._settings.settings(node, found.labels if found is not None else {})
 
     def routing(self) -> Routing | None:
         """None as long as this node has no Node object with an address."""
@@ -152,32 +142,43 @@ class Cluster:
     def endpoint(self, key: EndpointKey) -> WorkloadEndpoint | None:
         return self._endpoints.get(key)
 
-    def labels_of(self, key: EndpointKey) -> Mapping[str, str]:
-        """Own and inherited labels of an endpoint. Raises NotFound."""
-        return self._sets.labels_of(("wep", *key))
+    def _local_endpoint(self, key: EndpointKey, policy: EndpointPolicy) -> LocalEndpoint:
+        """The very same object as last time when nothing has changed."""
+        known = self._local.get(key)
+        if known is None or known.policy is not policy:
+            endpoint = self._endpoints[key]
+            ips = endpoint_addresses(endpoint).ips
+            nats = floating_ips(endpoint)
+            known = LocalEndpoint(key, endpoint.spec.interface_name, ips, endpoint.spec.mac, policy, nats)
+            self._local[key] = known
+        return known
 
-    def _handle(self, kind: type[Resource], resource: Resource | None, namespace: str, name: str, title: str) -> None:
+    def _handle(self, kind: type[Resource], resource: Resource | None, namespace: str, name: str, whose: str) -> None:
         handler = self._handlers.get(kind)
         if handler is None:
             return
         try:
             handler(resource, namespace, name)
-            self.problems.pop(title, None)
+            self.problems.pop(whose, None)
         except (ConfigError, NotSupported) as error:
-            self.problems[title] = str(error)
+            self.problems[whose] = str(error)
             handler(None, namespace, name)
 
     def _on_endpoint(self, endpoint: WorkloadEndpoint | None, namespace: str, name: str) -> None:
         key, item = (namespace, name), ("wep", namespace, name)
+        self._local.pop(key, None)
         if endpoint is None:
             self._endpoints.pop(key, None)
             self._sets.remove_item(item)
             self._policies.remove_endpoint(key)
             return
-        self._endpoints[key] = endpoint
         spec = endpoint.spec
+        local = bool(spec.interface_name) and (self.node is None or spec.node == self.node)
+        if local and not INTERFACE_NAME.match(spec.interface_name):
+            raise ConfigError(f'"{spec.interface_name}" is not an interface name', "spec.interfaceName")
+        self._endpoints[key] = endpoint
         self._sets.set_item(item, endpoint.labels, spec.profiles, endpoint_addresses(endpoint))
-        if spec.interface_name and (self.node is None or spec.node == self.node):
+        if local:
             self._policies.set_endpoint(key, spec.interface_name, endpoint.labels, spec.profiles)
         else:
             self._policies.remove_endpoint(key)
@@ -221,7 +222,7 @@ class Cluster:
         labels = dict(resource.labels)
         parents: tuple[str, ...] = ()
         if namespace:
-            labels[NAMESPACE] = namespace
+            labels = without_reserved(labels) | {NAMESPACE: namespace}
             parents = (f"kns.{namespace}",)
         self._sets.set_item(item, labels, parents, Addresses(nets=tuple(parse_net(n) for n in resource.spec.nets)))
 
@@ -242,13 +243,8 @@ class Cluster:
 
     def _on_affinity(self, affinity: BlockAffinity | None, namespace: str, name: str) -> None:
         self._blocks.pop(name, None)
-        if affinity is not None and _owns(affinity.spec):
-            self._blocks[name] = (affinity.spec.node, parse_net(affinity.spec.cidr))
-
-    def _on_felix(self, configuration: FelixConfiguration | None, namespace: str, name: str) -> None:
-        self._felix.pop(name, None)
-        if configuration is not None:
-            self._felix[name] = configuration.spec
+        if affinity is not None and affinity.spec.node == self.node and _owns(affinity.spec):
+            self._blocks[name] = parse_net(affinity.spec.cidr)
 
 
 def _owns(affinity: BlockAffinitySpec) -> bool:

@@ -158,14 +158,19 @@ class Explainer:
         return Step(party.node, direction, verdict.allowed, verdict.reason, verdict.tier, verdict.policy, verdict.rule)
 
     def _on_the_way(self, source: Party, destination: Party, packet: Packet) -> Iterator[Step]:
+        settings = self._cluster.settings_of(source.node)
         if not destination.is_pod and destination.node == source.node:
-            action = self._state.settings.endpoint_to_host
+            action = settings.endpoint_to_host
             text = f"a pod to its own node: defaultEndpointToHostAction is {action}"
             yield Step(source.node, "input", action != "Drop", text)
             return
-        pool = next((pool for pool in self._state.pools if packet.source in pool.net), None)
-        outside = not any(packet.destination in pool.net for pool in self._state.pools)
-        if pool is not None and pool.nat_outgoing and outside:
-            address = self._cluster.address_of(source.node, packet.version) or "the node's address"
+        pools = [pool for pool in self._state.pools if not pool.load_balancer_only]
+        pool = next((pool for pool in pools if packet.source in pool.net), None)
+        spared = settings.nat_exclude_hosts and packet.destination in self._state.hosts
+        inside = any(packet.destination in pool.net for pool in pools)
+        if pool is not None and pool.nat_outgoing and not inside and not spared:
+            given = settings.nat_address
+            address = str(given) if given is not None and given.version == packet.version else ""
+            address = address or self._cluster.address_of(source.node, packet.version) or "the node's address"
             text = f"leaves with the source address {address}: natOutgoing of IPPool {pool.name}"
             yield Step(source.node, "postrouting", True, text, rule="natOutgoing")

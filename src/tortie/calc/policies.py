@@ -1,7 +1,7 @@
 """Which policies are active on this node and which of them each local endpoint consults, in order.
 
-    policies ─► label index ─► matches (policy, endpoint) ─► EndpointPolicy per endpoint
-    profiles ──────┘ (inherited labels)                      active policies ─► needed sets
+    policies ─► label index ─► matches (policy, endpoint) ─► consulted: EndpointPolicy per endpoint
+    profiles ──────┘ (inherited labels)                      active: the policies in any of these
 
 A change marks the endpoints that it touches; `flush` recomputes those and no others.
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from tortie.calc.state import EndpointKey
 from tortie.model.policy import BUILT_IN_TIERS
 from tortie.policy.labels import LabelIndex, Match
-from tortie.policy.rules import Direction, Policy, PolicyKey, SetRef
+from tortie.policy.rules import Direction, Policy, PolicyKey
 from tortie.policy.verdict import EndpointPolicy, TierPolicies
 
 TierSettings = tuple[float | None, str]
@@ -23,16 +23,20 @@ _BUILT_IN: dict[str, TierSettings] = {name: (order, action) for name, order, act
 
 
 class ActivePolicies:
-    """Feed it policies, profiles, tiers and local endpoints in any order; then `flush`."""
+    """Feed it policies, profiles, tiers and local endpoints in any order; then `flush`, and read what is public."""
 
     def __init__(self) -> None:
+        self.consulted: dict[EndpointKey, EndpointPolicy] = {}
+        """What every local endpoint consults; unchanged ones are the very same objects as before the last flush."""
+        self.active: Mapping[PolicyKey, Policy] = {}
+        """Policies and profiles that some local endpoint consults. Replaced when it changes, never changed."""
         self._index: LabelIndex[PolicyKey, EndpointKey] = LabelIndex()
         self._policies: dict[PolicyKey, Policy] = {}
         self._profiles: dict[str, Policy] = {}
         self._tiers: dict[str, TierSettings] = {}
         self._endpoints: dict[EndpointKey, tuple[str, tuple[str, ...]]] = {}
-        self._resolved: dict[EndpointKey, EndpointPolicy] = {}
         self._dirty: set[EndpointKey] = set()
+        self._uses: dict[PolicyKey, int] = {}
 
     def set_policy(self, policy: Policy) -> None:
         if self._policies.get(policy.key) == policy or policy.selector is None:
@@ -74,35 +78,36 @@ class ActivePolicies:
     def remove_endpoint(self, key: EndpointKey) -> None:
         if self._endpoints.pop(key, None) is not None:
             self._index.remove_item(key)
-            self._resolved.pop(key, None)
-            self._dirty.discard(key)
+            self._dirty.add(key)
 
-    def flush(self) -> Mapping[EndpointKey, EndpointPolicy]:
-        """What every local endpoint consults; unchanged ones are the very same objects as last time."""
-        for key in self._dirty & self._endpoints.keys():
-            resolved = self._resolve(key)
-            if self._resolved.get(key) != resolved:
-                self._resolved[key] = resolved
+    def flush(self) -> None:
+        """Bring `consulted` and `active` up to date."""
+        active = dict(self.active)
+        for key in self._dirty:
+            old, new = self.consulted.get(key), self._resolve(key)
+            if old == new:
+                continue
+            for policy_key in _policies_of(old):
+                self._uses[policy_key] -= 1
+            for policy_key, policy in _policies_of(new).items():
+                self._uses[policy_key] = self._uses.get(policy_key, 0) + 1
+                active[policy_key] = policy
+            if new is not None:
+                self.consulted[key] = new
+            else:
+                del self.consulted[key]
         self._dirty.clear()
-        return self._resolved
-
-    def active(self) -> dict[PolicyKey, Policy]:
-        """Policies and profiles that some local endpoint consults."""
-        found: dict[PolicyKey, Policy] = {}
-        for endpoint in self._resolved.values():
-            for tier in (*endpoint.ingress, *endpoint.egress):
-                found.update((policy.key, policy) for policy in tier.policies)
-            found.update((profile.key, profile) for _, profile in endpoint.profiles if profile is not None)
-        return found
-
-    @staticmethod
-    def needed_sets(active: Iterable[Policy]) -> set[SetRef]:
-        return {ref for policy in active for ref in policy.refs}
+        for policy_key in [unused for unused, uses in self._uses.items() if not uses]:
+            del self._uses[policy_key], active[policy_key]
+        if active != self.active:
+            self.active = active
 
     def _touch(self, matches: Iterable[Match[PolicyKey, EndpointKey]]) -> None:
         self._dirty.update(match.item_id for match in matches)
 
-    def _resolve(self, key: EndpointKey) -> EndpointPolicy:
+    def _resolve(self, key: EndpointKey) -> EndpointPolicy | None:
+        if key not in self._endpoints:
+            return None
         interface, profiles = self._endpoints[key]
         policies = [self._policies[policy] for policy in self._index.matching_selectors(key)]
         return EndpointPolicy(
@@ -130,3 +135,12 @@ class ActivePolicies:
         missing = tier not in self._tiers and tier not in _BUILT_IN
         order = self._settings(tier)[0]
         return missing, order is None, order or 0.0, tier
+
+
+def _policies_of(endpoint: EndpointPolicy | None) -> dict[PolicyKey, Policy]:
+    """The policies and profiles that an endpoint consults."""
+    if endpoint is None:
+        return {}
+    found = {policy.key: policy for tier in (*endpoint.ingress, *endpoint.egress) for policy in tier.policies}
+    found.update((profile.key, profile) for _, profile in endpoint.profiles if profile is not None)
+    return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from tortie.base.addr import IP, Net, host_net
 from tortie.policy.labels import LabelIndex
@@ -16,7 +17,7 @@ ItemKey = tuple[str, str, str]
 """Kind, namespace and name of an object with addresses."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Addresses:
     """What an object brings into the sets that match it. `ports` are (name, protocol number, port)."""
 
@@ -24,12 +25,14 @@ class Addresses:
     nets: tuple[Net, ...] = ()
     ports: tuple[tuple[str, int, int], ...] = ()
 
+    @cached_property
+    def networks(self) -> tuple[Net, ...]:
+        """All addresses as networks: the same objects in every set, so that comparing them costs next to nothing."""
+        return (*map(host_net, self.ips), *self.nets)
+
     def members_of(self, ref: SetRef) -> Iterator[Member]:
         if isinstance(ref, SelectorSet):
-            yield from (host_net(ip) for ip in self.ips)
-            for net in self.nets:
-                # A set of the kernel cannot hold a /0; its two halves say the same.
-                yield from net.subnets() if net.prefixlen == 0 else (net,)
+            yield from self.networks
             return
         for name, protocol, port in self.ports:
             if name == ref.port and ref.protocol in (None, protocol):
@@ -89,10 +92,6 @@ class AddressSets:
             self._frozen[ref] = frozenset(self._counts[ref])
         self._changed.clear()
         return dict(self._frozen)
-
-    def labels_of(self, key: ItemKey) -> Mapping[str, str]:
-        """Own and inherited labels. Raises NotFound."""
-        return self._index.labels_of(key)
 
     def _count(self, ref: SetRef, addresses: Addresses, change: int) -> None:
         counts = self._counts[ref]

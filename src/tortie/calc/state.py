@@ -23,6 +23,8 @@ class LocalEndpoint:
     ips: tuple[IP, ...]
     mac: str
     policy: EndpointPolicy
+    nats: tuple[tuple[IP, IP], ...] = ()
+    """Floating IPs: external address, and the endpoint's own that it leads to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class Settings:
     vxlan_port: int = 4789
     nat_exclude_hosts: bool = False
     nat_address: IP | None = None
-    ipv6: bool = True
+    floating_ips: bool = True
     priority: Mapping[int, int] = field(default_factory=lambda: {4: 1024, 6: 1024})
     """Metric of normal routes, by IP version."""
 

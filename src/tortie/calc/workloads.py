@@ -5,34 +5,33 @@ Source: Calico's conversion of pods, which its CNI plugin, agent and controllers
 
 from __future__ import annotations
 
-import json
-
 import msgspec
 
-from tortie.base.addr import IP, parse_ip, parse_net
+from tortie.base.addr import IP, parse_ip
 from tortie.base.errors import ConfigError
+from tortie.calc.annotations import source_prefixes
 from tortie.calc.sets import Addresses
 from tortie.model.k8s import Pod
 from tortie.model.meta import Metadata
 from tortie.model.policy import protocol_number
 from tortie.model.workload import (
+    IPNAT,
     WorkloadEndpoint,
     WorkloadEndpointPort,
     WorkloadEndpointSpec,
     endpoint_name,
 )
-from tortie.policy.translate import NAMESPACE, ORCHESTRATOR, SERVICE_ACCOUNT
+from tortie.policy.translate import NAMESPACE, ORCHESTRATOR, SERVICE_ACCOUNT, without_reserved
 
 ENDPOINT = "eth0"
 """A Kubernetes pod has one endpoint, and this is its name whatever the interface in the pod is called."""
 
-ALLOWED_SOURCE_PREFIXES = "cni.projectcalico.org/allowedSourcePrefixes"
 MAX_LABEL_VALUE = 63
 
 
 def pod_labels(pod: Pod) -> dict[str, str]:
     """The labels that selectors see on a pod's endpoint."""
-    labels = {key: value for key, value in pod.labels.items() if not key.startswith(("pcns.", "pcsa."))}
+    labels = without_reserved(pod.labels)
     labels[NAMESPACE] = pod.namespace
     labels[ORCHESTRATOR] = "k8s"
     if len(pod.service_account) < MAX_LABEL_VALUE:
@@ -60,22 +59,15 @@ def pod_ports(pod: Pod) -> tuple[WorkloadEndpointPort, ...]:
     )
 
 
-def source_prefixes(pod: Pod) -> tuple[str, ...]:
-    """The annotation's CIDRs, normalised. Raises ConfigError naming the annotation."""
-    text = pod.metadata.annotations.get(ALLOWED_SOURCE_PREFIXES)
-    if not text:
-        return ()
-    try:
-        listed = msgspec.json.decode(text, type=list[str])
-        return tuple(str(parse_net(cidr)) for cidr in listed)
-    except (msgspec.DecodeError, json.JSONDecodeError):
-        raise ConfigError(f"{text!r} is not a JSON list of CIDRs", f"annotation {ALLOWED_SOURCE_PREFIXES}") from None
-    except ConfigError as error:
-        raise error.within(f"annotation {ALLOWED_SOURCE_PREFIXES}") from None
-
-
 def endpoint_of_pod(
-    pod: Pod, *, node: str, container_id: str, interface: str, mac: str, ips: tuple[IP, ...]
+    pod: Pod,
+    *,
+    node: str,
+    container_id: str,
+    interface: str,
+    mac: str,
+    ips: tuple[IP, ...],
+    nats: tuple[IPNAT, ...] = (),
 ) -> WorkloadEndpoint:
     """The endpoint that a pod has once it is attached. Raises ConfigError for a bad annotation."""
     return WorkloadEndpoint(
@@ -94,7 +86,8 @@ def endpoint_of_pod(
             interface_name=interface,
             mac=mac,
             ports=pod_ports(pod),
-            allow_spoofed_source_prefixes=source_prefixes(pod),
+            allow_spoofed_source_prefixes=source_prefixes(pod.metadata.annotations),
+            ip_nats=nats,
         ),
     )
 
@@ -109,6 +102,13 @@ def refreshed(endpoint: WorkloadEndpoint, pod: Pod) -> WorkloadEndpoint:
     )
     metadata = msgspec.structs.replace(endpoint.metadata, labels=pod_labels(pod))
     return msgspec.structs.replace(endpoint, metadata=metadata, spec=spec)
+
+
+def floating_ips(endpoint: WorkloadEndpoint) -> tuple[tuple[IP, IP], ...]:
+    """(external, internal) of every floating IP that leads to an address which the endpoint has."""
+    own = endpoint_addresses(endpoint).ips
+    pairs = ((parse_ip(nat.external_ip), parse_ip(nat.internal_ip)) for nat in endpoint.spec.ip_nats)
+    return tuple((external, internal) for external, internal in pairs if internal in own)
 
 
 def endpoint_addresses(endpoint: WorkloadEndpoint) -> Addresses:

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 import msgspec
 
 from tortie.base.errors import ConfigError
-from tortie.model import text as yaml_text
 from tortie.model.kinds import kind_of_document
 from tortie.model.meta import LABEL_KEY, LABEL_VALUE, NAME, SHORT_NAME, Resource, Value
 from tortie.model.misfit import fields, first_misfit, join, shown, unknown_field, without_nulls
@@ -21,6 +20,8 @@ MAX_ANNOTATIONS = 256 * 1024
 
 def load_documents(text: str | bytes, source: str = "") -> list[dict[str, Any]]:
     """The documents of a YAML stream (JSON is YAML too); Lists are taken apart. Raises ConfigError naming the line."""
+    from tortie.model import text as yaml_text  # 18 ms for YAML, which no daemon speaks
+
     documents: list[dict[str, Any]] = []
     try:
         for i, document in enumerate(yaml_text.load_all(text)):
@@ -99,6 +100,8 @@ def dump(resource: Resource) -> dict[str, Any]:
 
 def dump_yaml(*resources: Resource) -> str:
     """The documents as a YAML stream."""
+    from tortie.model import text as yaml_text
+
     return yaml_text.dump(*(dump(resource) for resource in resources))
 
 

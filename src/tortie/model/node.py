@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from ipaddress import ip_interface
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from msgspec import field
+from msgspec import Meta, field
 
 from tortie.model.bgp import as_problem
 from tortie.model.meta import Kind, Port, Problem, Resource, Value, cidr_problem, duration_problem, ip_problem
@@ -155,8 +155,8 @@ class FelixConfigurationSpec(Value, frozen=True, kw_only=True):
     log_severity_screen: str = ""
     device_route_protocol: int | None = None
     remove_external_routes: bool | None = None
-    ipv4_normal_route_priority: int | None = None
-    ipv6_normal_route_priority: int | None = None
+    ipv4_normal_route_priority: Annotated[int, Meta(ge=1, le=2147483646)] | None = None
+    ipv6_normal_route_priority: Annotated[int, Meta(ge=1, le=2147483646)] | None = None
     route_refresh_interval: str = ""
     nftables_refresh_interval: str = ""
     interface_refresh_interval: str = ""
@@ -182,7 +182,7 @@ class FelixConfigurationSpec(Value, frozen=True, kw_only=True):
     log_severity_sys: Any = None
     log_debug_filename_regex: Any = None
     workload_source_spoofing: Any = None
-    floating_ips: Any = field(name="floatingIPs", default=None)
+    floating_ips: Literal["Enabled", "Disabled"] | None = field(name="floatingIPs", default=None)
     nat_port_range: Any = None
     kube_node_port_ranges: Any = None
     service_loop_prevention: Any = None

@@ -10,7 +10,7 @@ from msgspec import Meta, field
 
 from tortie.base.addr import parse_net
 from tortie.base.errors import ConfigError, suggest
-from tortie.model.meta import Kind, Problem, Resource, Value, cidr_problem
+from tortie.model.meta import SHORT_NAME, Kind, Problem, Resource, Value, cidr_problem
 
 Action = Literal["Allow", "Deny", "Log", "Pass"]
 Direction = Literal["Ingress", "Egress"]
@@ -220,6 +220,8 @@ class PolicySpec(Value, frozen=True, kw_only=True):
         return ("Ingress",)
 
     def problems(self) -> Iterator[Problem]:
+        if self.tier and not (SHORT_NAME.match(self.tier) and len(self.tier) <= 63):
+            yield "tier", f'"{self.tier}" is not the name of a tier: lower-case letters, digits and "-", at most 63'
         yield from selector_problem("selector", self.selector)
         yield from selector_problem("serviceAccountSelector", self.service_account_selector)
         if len(set(self.types)) != len(self.types):

@@ -7,6 +7,7 @@ Names: Calico's `<node>-k8s-<pod>-<endpoint>` with every dash inside a part doub
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -16,6 +17,8 @@ from tortie.base.addr import IP, parse_ip, parse_net
 from tortie.model.meta import Kind, Port, Problem, Resource, Value, cidr_problem, ip_problem
 
 INTERFACE_PREFIX = "cali"
+INTERFACE_NAME = re.compile(r"[A-Za-z0-9._-]{1,15}\Z")
+"""A host interface: what Linux allows, less what means something else to the programs that are told of it."""
 
 
 class IPNAT(Value, frozen=True, kw_only=True):
@@ -66,6 +69,8 @@ class WorkloadEndpointSpec(Value, frozen=True, kw_only=True):
             yield from bad
             if not bad and parse_net(net).num_addresses != 1:
                 yield f"ipNetworks[{i}]", f'"{net}" must be a single address, /32 or /128'
+        if self.interface_name and not INTERFACE_NAME.match(self.interface_name):
+            yield "interfaceName", f'"{self.interface_name}" must be at most 15 letters, digits, "-", "_" and "."'
 
 
 class WorkloadEndpoint(Resource, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ Where a Kubernetes rule cannot be converted it is left out, as upstream does; ad
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from tortie.base.addr import Net, parse_net
@@ -85,8 +85,8 @@ def profile_of(resource: Profile) -> Policy:
         PolicyKey("profile", "", resource.name),
         None,
         frozenset(("ingress", "egress")),
-        tuple(_rule(rule, "") for rule in rules.ingress),
-        tuple(_rule(rule, "") for rule in rules.egress),
+        tuple(_rules(rules.ingress, "", "spec.ingress")),
+        tuple(_rules(rules.egress, "", "spec.egress")),
     )
 
 
@@ -94,6 +94,14 @@ def default_allow(name: str = DEFAULT_ALLOW) -> Policy:
     """A profile that allows everything: `projectcalico-default-allow`, and that of every namespace."""
     allow = (PolicyRule("Allow"),)
     return Policy(PolicyKey("profile", "", name), None, frozenset(("ingress", "egress")), allow, allow)
+
+
+def without_reserved(labels: Mapping[str, str]) -> dict[str, str]:
+    """The labels of something that a tenant writes, less those by which policy knows namespaces, service accounts and
+    pods: only the network gives these. Whoever could would slip into what others allow."""
+    reserved = (NAMESPACE, SERVICE_ACCOUNT, ORCHESTRATOR)
+    inherited = (NAMESPACE_PREFIX, SERVICE_ACCOUNT_PREFIX)
+    return {key: value for key, value in labels.items() if key not in reserved and not key.startswith(inherited)}
 
 
 def namespace_profile(namespace: Namespace) -> tuple[Policy, dict[str, str]]:
@@ -134,8 +142,8 @@ def _calico_policy(key: PolicyKey, spec: PolicySpec, selector: Selector, namespa
         key,
         selector,
         frozenset(_direction(name) for name in spec.directions),
-        tuple(_rule(rule, namespace) for rule in spec.ingress),
-        tuple(_rule(rule, namespace) for rule in spec.egress),
+        tuple(_rules(spec.ingress, namespace, "spec.ingress")),
+        tuple(_rules(spec.egress, namespace, "spec.egress")),
         spec.tier or "default",
         spec.order,
     )
@@ -165,8 +173,20 @@ def _service_accounts(text: str) -> Selector:
     return parse(text).transform(rewrite)
 
 
+def _rules(rules: Iterable[Rule], namespace: str, path: str) -> Iterator[PolicyRule]:
+    """The rules of the list at `path` of an object, which is where a ConfigError says that it is."""
+    for index, rule in enumerate(rules):
+        try:
+            yield _rule(rule, namespace)
+        except ConfigError as error:
+            raise ConfigError(error.message, ".".join((f"{path}[{index}]", *error.where))) from None
+
+
 def _rule(rule: Rule, namespace: str) -> PolicyRule:
     """A rule of a policy in `namespace` ("" for a global one)."""
+    for end, entity in (("source", rule.source), ("destination", rule.destination)):
+        if entity.services is not None:
+            raise ConfigError("matching services is not supported yet", f"{end}.services")
     protocol = _protocol(rule.protocol)
     return PolicyRule(
         rule.action,
@@ -193,8 +213,6 @@ def _protocol(protocol: int | str | None) -> int | None:
 def _side(entity: EntityRule, namespace: str, protocol: int | None) -> Side:
     if entity == EntityRule():
         return ANY
-    if entity.services is not None:
-        raise ConfigError("services matches are not supported yet", "services")
     positive = _positive_selector(entity, namespace)
     negative = parse(entity.not_selector) if entity.not_selector else None
     ports, names = _ports(entity.ports)

@@ -5,11 +5,12 @@ families, numeric or named ports. They share their identity, so their counters a
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from itertools import product
 
 from tortie.base.addr import Net, collapse
-from tortie.policy.rules import PolicyRule, PortSet, SelectorSet, SetRef, Side
+from tortie.policy.rules import Policy, PolicyRule, PortSet, SelectorSet, SetRef, Side
 
 ACCEPT = 0x00010000
 """Mark bit: the policy of this direction allows the packet. The lowest of Calico's range 0xffff0000."""
@@ -23,11 +24,35 @@ ADDRESS_WORD = {"source": "saddr", "destination": "daddr"}
 PORT_WORD = {"source": "sport", "destination": "dport"}
 
 
-def fit(text: str, limit: int) -> str:
-    """`text`, or its beginning and a digest when it is longer than `limit`."""
-    if len(text) <= limit:
+NAME_LENGTH = 120
+"""Characters of a chain's name or a comment. nft takes 127 bytes of a comment."""
+LOG_LENGTH = 125
+"""Characters of a log prefix without its `: `. The kernel takes 127 bytes: NF_LOG_PREFIXLEN (netfilter/nf_log.h)."""
+CHAIN_NAME = re.compile(r"[A-Za-z0-9._/-]*")
+COMMENT = re.compile(r"[A-Za-z0-9._/|-]*")
+
+
+def fit(text: str, limit: int = NAME_LENGTH, plain: re.Pattern[str] = COMMENT) -> str:
+    """`text`, if nft reads all of it as a name. What is longer than `limit`, or holds anything else, becomes a name
+    that begins alike and ends in a digest. Everything that somebody has named goes through here."""
+    if len(text) <= limit and plain.fullmatch(text):
         return text
-    return f"{text[: limit - 17]}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return f"{re.sub(r'[^A-Za-z0-9._/-]', '_', text[: limit - 17])}_{digest}"
+
+
+def comment(identity: str) -> str:
+    """A rule's identity as nft's comment."""
+    return f'comment "{fit(identity)}"'
+
+
+def log_prefix(template: str, policy: Policy) -> str:
+    """FelixConfiguration's logPrefix for the rules of a policy: %t is its tier, %k its kind, %n its name, %p its name
+    with its namespace. What nft would read as more than text ends as `_`."""
+    key = policy.key
+    words = {"%t": policy.tier, "%k": key.kind, "%n": key.name, "%p": f"{key.namespace}/{key.name}".removeprefix("/")}
+    text = re.sub("%[tknp]", lambda found: words[found[0]], template)
+    return re.sub(r'[^ -~]|["$\\]', "_", text)[:LOG_LENGTH]
 
 
 def set_name(ref: SetRef, version: int) -> str:
@@ -37,9 +62,9 @@ def set_name(ref: SetRef, version: int) -> str:
     return f"n{version}-{hashlib.sha224(ref.uid.encode()).hexdigest()[:32]}"
 
 
-def rule_lines(rule: PolicyRule, identity: str, deny: str, log_prefix: str) -> Iterator[str]:
-    """The nft rules of one policy rule; none when it can match in neither family."""
-    tail = _statement(rule, deny, log_prefix) + f' comment "{fit(identity, 120)}"'
+def rule_lines(rule: PolicyRule, identity: str, deny: str, prefix: str) -> Iterator[str]:
+    """The nft rules of one policy rule; none when it can match in neither family. `prefix` is that of log lines."""
+    tail = f"{_statement(rule, deny, prefix)} {comment(identity)}"
     for version in rule.versions if _needs_family(rule) else (0,):
         alternatives = (
             list(_icmp(rule, version)),
@@ -53,20 +78,25 @@ def rule_lines(rule: PolicyRule, identity: str, deny: str, log_prefix: str) -> I
             yield " ".join((*clauses, tail))
 
 
+def denial(action: str) -> str:
+    """The statement that denies, for FelixConfiguration's nftablesFilterDenyAction."""
+    return "reject" if action == "Reject" else "drop"
+
+
 def _needs_family(rule: PolicyRule) -> bool:
     return rule.source.asks_address or rule.destination.asks_address or len(rule.versions) < 2
 
 
-def _statement(rule: PolicyRule, deny: str, log_prefix: str) -> str:
+def _statement(rule: PolicyRule, deny: str, prefix: str) -> str:
     match rule.action:
         case "Allow":
             return f"counter meta mark set meta mark | {ACCEPT:#010x} return"
         case "Pass":
             return f"counter meta mark set meta mark | {PASS:#010x} return"
         case "Deny":
-            return "counter reject" if deny == "Reject" else "counter drop"
+            return f"counter {denial(deny)}"
         case "Log":
-            return f'counter log prefix "{log_prefix}: "'
+            return f'counter log prefix "{prefix}: "'
 
 
 def _protocol(rule: PolicyRule) -> Iterator[str]:

@@ -1,8 +1,11 @@
 """An nftables table as a value, and the one transaction that turns one such value into another.
 
 `transaction(want, have)` is the plan: a text for `nft -f -` that a person could have typed, applied by the kernel at
-once or not at all. With `have` unknown (None) it replaces the whole table, in the same single step: no packet meets
-half a ruleset, and connection tracking is not touched.
+once or not at all. What is in the kernel may be known exactly (a Ruleset), by name (Remains: of an earlier life, or
+changed by somebody), or not be worth a look (None: the table is deleted and made anew).
+
+Only the first two cost no packet. A packet that is inside a chain when its table is deleted finds the verdict maps
+empty and is dropped by the rule behind them; so a table with remains is emptied and filled in place, in one step.
 """
 
 from __future__ import annotations
@@ -46,57 +49,107 @@ class Ruleset:
     sets: Mapping[str, Set] = field(default_factory=dict)
 
 
-def transaction(want: Ruleset, have: Ruleset | None, table: str = TABLE) -> str:
-    """The nft script leading from `have` to `want`; "" when there is nothing to do."""
-    if have is None or _redefines(want, have):
-        # `add` first, so that `delete` never fails; all of it is one transaction.
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """A table of which only the names are known. `sets` says of each whether it is a map."""
+
+    chains: frozenset[str] = frozenset()
+    sets: Mapping[str, bool] = field(default_factory=dict)
+
+
+def transaction(want: Ruleset, have: Ruleset | Remains | None, table: str = TABLE) -> str:
+    """The nft script leading from `have` to `want`; "" when there is nothing to do.
+
+    In place of remains, nft refuses a set of another type or a chain of another hook; then only None leads there.
+    """
+    if isinstance(have, Remains):
+        return "\n".join((*_refill(want, have, table), ""))
+    if have is None or any(name in have.chains and have.chains[name].hook != c.hook for name, c in want.chains.items()):
+        # `add` first, so that `delete` never fails.
         return "\n".join((f"add table {table}", f"delete table {table}", *_create(want, table), ""))
     lines = list(_update(want, have, table))
     return "\n".join((*lines, "")) if lines else ""
 
 
-def _redefines(want: Ruleset, have: Ruleset) -> bool:
-    """Whether a set changes its type or a chain its hook: rare, and simplest done by replacing the table."""
-    sets = any(name in have.sets and have.sets[name].spec != new.spec for name, new in want.sets.items())
-    return sets or any(name in have.chains and have.chains[name].hook != c.hook for name, c in want.chains.items())
-
-
 def _create(want: Ruleset, table: str) -> Iterator[str]:
     yield f"add table {table}"
     yield from _declare(want.sets, want.chains, table)
+    yield from _fill(want, table)
+
+
+def _fill(want: Ruleset, table: str) -> Iterator[str]:
     for name in sorted(want.chains):
         yield from _rules(name, want.chains[name], table)
     for name in sorted(want.sets):
         yield from _elements("add", name, want.sets[name].elements, table)
 
 
+def _refill(want: Ruleset, remains: Remains, table: str) -> Iterator[str]:
+    """Empty everything and fill it again, under the same names; what nobody wants goes last."""
+    yield f"add table {table}"
+    yield f"flush table {table}"  # the rules of all chains; sets and chains stay
+    yield from _declare(want.sets, want.chains, table)
+    for name, is_map in sorted(remains.sets.items()):
+        yield f"flush {'map' if is_map else 'set'} {table} {name}"
+    yield from _fill(want, table)
+    for name, is_map in sorted(remains.sets.items()):
+        if name not in want.sets:
+            yield f"delete {'map' if is_map else 'set'} {table} {name}"
+    yield from (f"delete chain {table} {name}" for name in sorted(remains.chains - want.chains.keys()))
+
+
 def _update(want: Ruleset, have: Ruleset, table: str) -> Iterator[str]:
     """Make before break: what is new, then what changed, then what is gone."""
+    retyped = {name for name, new in want.sets.items() if name in have.sets and have.sets[name].spec != new.spec}
+    if retyped:
+        yield from _retype(want, have, retyped, table)
+        have = _without(have, retyped)
+    other_sets = sorted(name for name, new in want.sets.items() if have.sets.get(name) is not new)
+    other_chains = sorted(name for name, new in want.chains.items() if have.chains.get(name) is not new)
     yield from _declare(
         {name: new for name, new in want.sets.items() if name not in have.sets},
         {name: new for name, new in want.chains.items() if name not in have.chains},
         table,
     )
-    for name in sorted(want.sets):
-        old, new = have.sets.get(name), want.sets[name]
-        if old is not new and not new.is_map:
-            yield from _element_changes(name, new, old, table)
-    for name in sorted(want.chains):
-        old_chain, chain = have.chains.get(name), want.chains[name]
-        if old_chain is not chain and old_chain != chain:
-            if old_chain is not None:
+    for name in other_sets:
+        if not want.sets[name].is_map:
+            yield from _element_changes(name, want.sets[name], have.sets.get(name), table)
+    for name in other_chains:
+        old, new = have.chains.get(name), want.chains[name]
+        if old != new:
+            if old is not None:
                 yield f"flush chain {table} {name}"
-            yield from _rules(name, chain, table)
-    for name in sorted(want.sets):
-        old, new = have.sets.get(name), want.sets[name]
-        if old is not new and new.is_map:
-            yield from _element_changes(name, new, old, table)
+            yield from _rules(name, new, table)
+    for name in other_sets:
+        if want.sets[name].is_map:
+            yield from _element_changes(name, want.sets[name], have.sets.get(name), table)
     # Chains that go may refer to one another, to sets and maps that go; and those maps to the chains.
     gone = sorted(have.chains.keys() - want.chains.keys())
     yield from (f"flush chain {table} {name}" for name in gone)
     for name in sorted(have.sets.keys() - want.sets.keys()):
         yield f"delete {have.sets[name].word} {table} {name}"
     yield from (f"delete chain {table} {name}" for name in gone)
+
+
+def _retype(want: Ruleset, have: Ruleset, retyped: set[str], table: str) -> Iterator[str]:
+    """Sets that change their type have to go first, and before them the rules that look into them."""
+    for name in _users(have, retyped):
+        yield f"flush chain {table} {name}"
+    for name in sorted(retyped):
+        yield f"delete {have.sets[name].word} {table} {name}"
+
+
+def _without(have: Ruleset, retyped: set[str]) -> Ruleset:
+    """What is left after `_retype`: those sets are gone, and the chains that used them are empty."""
+    users = _users(have, retyped)
+    chains = {name: Chain((), chain.hook) if name in users else chain for name, chain in have.chains.items()}
+    return Ruleset(chains, {name: one for name, one in have.sets.items() if name not in retyped})
+
+
+def _users(have: Ruleset, sets: set[str]) -> list[str]:
+    """The chains whose rules refer to one of the sets."""
+    words = {f"@{name}" for name in sets}
+    return sorted(name for name, chain in have.chains.items() if any(words & set(r.split()) for r in chain.rules))
 
 
 def _declare(sets: Mapping[str, Set], chains: Mapping[str, Chain], table: str) -> Iterator[str]:
