@@ -90,7 +90,12 @@ def ordinal(block: IPAMBlockSpec, ip: IP) -> int:
 def attribute(block: IPAMBlockSpec, slot: int) -> AllocationAttribute | None:
     """Who holds an ordinal, or None if it is free."""
     index = block.allocations[slot]
-    return None if index is None else block.attributes[index]
+    return None if index is None else _entry(block, index)
+
+
+def _entry(block: IPAMBlockSpec, index: int) -> AllocationAttribute:
+    """An attribute; one that a broken block does not have reads as held by nobody."""
+    return block.attributes[index] if 0 <= index < len(block.attributes) else AllocationAttribute()
 
 
 def free_count(block: IPAMBlockSpec, reserved: Set[int] = NOTHING) -> int:
@@ -111,7 +116,7 @@ def held_slots(block: IPAMBlockSpec) -> Iterator[tuple[int, AllocationAttribute]
     """The ordinals that are not free, ascending, with who holds them."""
     for slot, index in enumerate(block.allocations):
         if index is not None:
-            yield slot, block.attributes[index]
+            yield slot, _entry(block, index)
 
 
 def ips_of(block: IPAMBlockSpec, handle: str) -> tuple[IP, ...]:
@@ -232,6 +237,7 @@ def collect_garbage(block: IPAMBlockSpec, now: datetime, cooldown: int) -> IPAMB
     """Frees what has cooled down for more than `cooldown` seconds (0: at once) and drops unused attributes.
 
     This is the only place where an ordinal becomes free. The very same block comes back when there is nothing to do.
+    Raises Unavailable for a block with an address whose attribute does not exist.
     """
     due = now - timedelta(seconds=cooldown)
     cold = {
@@ -244,6 +250,8 @@ def collect_garbage(block: IPAMBlockSpec, now: datetime, cooldown: int) -> IPAMB
     for slot in freed:
         allocations[slot] = None
     used = sorted({index for index in allocations if index is not None})
+    if used and not 0 <= used[0] <= used[-1] < len(block.attributes):
+        raise Unavailable(f"block {block.cidr} contradicts itself: tortie ipam check --fix mends it")
     if not freed and len(used) == len(block.attributes):
         return block
     renumbered = {old: new for new, old in enumerate(used)}

@@ -56,6 +56,26 @@ async def release_ips(ledger: Ledger, releases: Sequence[Release], matches: Matc
     return Released(tuple(done), tuple(dict.fromkeys(gone)), errors[0] if errors else None)
 
 
+async def release_apart(
+    ledger: Ledger, releases: Sequence[Release], matches: Matches
+) -> tuple[Released, tuple[tuple[Release, TortieError], ...]]:
+    """Releases addresses, none of which keeps another from being released; second, those that could not be and why."""
+    together = await release_ips(ledger, releases, matches)
+    if together.error is None:
+        return together, ()
+    done, gone = list(together.done), list(together.not_allocated)
+    failures: list[tuple[Release, TortieError]] = []
+    for each in releases:
+        if each in together.done:
+            continue
+        alone = await release_ips(ledger, [each], matches)
+        if alone.error is not None:
+            failures.append((each, alone.error))
+        done += alone.done
+        gone += alone.not_allocated
+    return Released(tuple(done), tuple(dict.fromkeys(gone))), tuple(failures)
+
+
 def _cleaned(wanted: Release) -> Release:
     """Handles read back from files of host-local may have a line end in them."""
     return wanted if wanted.handle is None else Release(wanted.ip, wanted.handle.split("\r")[0], wanted.sequence)
