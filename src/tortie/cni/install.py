@@ -57,6 +57,11 @@ def build_stub(dest: Path, compiler: str = "cc", python: str = sys.executable) -
     return dest / NAMES[0]
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a file is a stub that some version of this software made."""
+    return b"tortie-stub:" in path.read_bytes()
+
+
 def _mark(source: Path, *how: str) -> str:
     """What a stub made from this source, in this version, in this way carries inside."""
     digest = hashlib.sha256(source.read_bytes())
