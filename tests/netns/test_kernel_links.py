@@ -254,3 +254,12 @@ def test_listing_only_some(nl) -> None:
     assert [link.name for link in links.list_links(nl, kind="bridge")] == ["br0"]
     assert [link.name for link in links.list_links(nl, master=links.link_index(nl, "br0"))] == ["a"]
     assert links.list_links(nl, kind="nosuch") == []
+
+
+def test_names_alone(ns, nl) -> None:
+    links.create_bridge(nl, "br0")
+    links.create_veth(nl, "a", "b")
+    wanted = {link["ifindex"]: link["ifname"] for link in ns.json("link", "show")}
+    assert links.names(ns.path) == wanted
+    assert set(wanted.values()) == {"lo", "br0", "a", "b"}
+    assert all(links.link_index(nl, name) == index for index, name in wanted.items())

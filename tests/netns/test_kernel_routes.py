@@ -220,6 +220,8 @@ def test_listing_only_some(ns, nl, eth0, family: Family) -> None:
     assert set(routes.list_routes(nl, number, table=254, protocol=80)) == {ours}
     assert set(routes.list_routes(nl, number, table=1000)) == {elsewhere}
     assert set(routes.list_routes(nl, number, protocol=81, dev=local.dev)) == {local}
+    assert set(routes.list_routes(nl, number, table=254, without=80)) >= {local}
+    assert not {ours, elsewhere} & set(routes.list_routes(nl, number, without=80))
     assert routes.list_routes(nl, number, table=7777) == []
     assert routes.list_routes(nl, number, dev=7777) == []
     everything = routes.list_routes(nl, number)

@@ -5,7 +5,8 @@ from msgspec.structs import replace
 
 from tortie.base.errors import ConfigError
 from tortie.calc.admission import Objects, Offline, admit, bootstrap, companions, deletable
-from tortie.model.document import parse, problems
+from tortie.calc.unserved import unserved
+from tortie.model.document import parse, problems, read
 from tortie.model.ipam import IPAMBlock, IPAMBlockSpec, IPPool
 from tortie.model.k8s import K8sNetworkPolicy, Namespace, Pod, PodStatus, ServiceAccount
 from tortie.model.kinds import KINDS
@@ -415,3 +416,43 @@ def test_a_tier_goes_when_it_is_empty(view):
 def test_other_objects_go_by_themselves(view):
     for one in (admit(pool(), None, view), admit(pod(), None, view)):
         assert deletable(one, view) == (one,)
+
+
+# --- what nobody acts on yet ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "words"),
+    [
+        ("IPPool", {"cidr": "10.9.0.0/16", "ipipMode": "Always"}, "spec.ipipMode: tunnels are not built yet"),
+        ("IPPool", {"cidr": "10.9.0.0/16", "vxlanMode": "CrossSubnet"}, "spec.vxlanMode: tunnels are not built yet"),
+        ("FelixConfiguration", {"bpfEnabled": True}, "spec: kept, but not acted on yet: bpfEnabled"),
+        (
+            "BGPPeer",
+            {"peerIP": "192.0.2.1", "asNumber": 1, "password": {"secretKeyRef": {"name": "a", "key": "b"}}},
+            "spec.password: is not acted on yet",
+        ),
+    ],
+)
+def test_what_nobody_acts_on_yet_is_said(kind: str, spec: dict[str, object], words: str) -> None:
+    document = {"apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": {"name": "default"}, "spec": spec}
+    (line,) = unserved(read(document))
+    assert line.startswith(words)
+
+
+def test_what_is_acted_on_needs_no_word() -> None:
+    for kind, spec in (
+        ("IPPool", {"cidr": "10.9.0.0/16", "ipipMode": "Never"}),
+        ("FelixConfiguration", {"logPrefix": "x", "floatingIPs": "Enabled"}),
+        ("BGPPeer", {"peerIP": "192.0.2.1", "asNumber": 1}),
+    ):
+        document = {"apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": {"name": "default"}, "spec": spec}
+        assert list(unserved(read(document))) == []
+
+
+def test_a_policy_that_would_count_as_absent_is_refused() -> None:
+    spec = {"egress": [{"action": "Deny", "destination": {"services": {"name": "x"}}}]}
+    document = {"apiVersion": "projectcalico.org/v3", "kind": "NetworkPolicy", "spec": spec}
+    policy = read(document | {"metadata": {"name": "p", "namespace": "default"}})
+    with pytest.raises(ConfigError, match=r"spec.egress\[0\].destination.services: matching services is not supported"):
+        admit(policy, None, Objects(bootstrap("0" * 32)))

@@ -290,9 +290,9 @@ async def test_a_write_is_decided_again_when_somebody_else_was_faster(others, lo
     store.others = others
     if lost:
         with pytest.raises(Conflict, match="written by others 5 times meanwhile, try again"):
-            await carry_out(store, writes, view, Verb.APPLY, said.append)
+            await carry_out(store, writes, view, Verb.APPLY, said.append, said.append)
     else:
-        await carry_out(store, writes, view, Verb.APPLY, said.append)
+        await carry_out(store, writes, view, Verb.APPLY, said.append, said.append)
         assert said == ["ippool/main configured"]
         assert (await store.get(IPPool, "main")).spec.nat_outgoing
 
@@ -304,11 +304,11 @@ async def test_an_object_that_appears_or_goes_meanwhile_is_decided_again():
     view = await snapshot(store, [IPPool])
     fresh = planned([Manifest(wanted, "f")], view, Verb.APPLY)
     await store.create(replace(wanted, spec=replace(wanted.spec, disabled=True)))
-    await carry_out(store, fresh, view, Verb.APPLY, said.append)
+    await carry_out(store, fresh, view, Verb.APPLY, said.append, said.append)
     view = await snapshot(store, [IPPool])
     known = planned([Manifest(replace(wanted, spec=replace(wanted.spec, disabled=True)), "f")], view, Verb.APPLY)
     await store.delete(IPPool, "main")
-    await carry_out(store, known, view, Verb.APPLY, said.append)
+    await carry_out(store, known, view, Verb.APPLY, said.append, said.append)
     assert said == ["ippool/main configured", "ippool/main created"]
     assert (await store.get(IPPool, "main")).spec.disabled
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from tortie.agent.logs import Seldom
 from tortie.agent.view import RETRY, View
 from tortie.base.errors import Compacted, Conflict, NotFound, Unavailable
+from tortie.calc.state import DesiredState
 from tortie.calc.workloads import ENDPOINT, refreshed
 from tortie.model.k8s import Pod
 from tortie.model.store import EventType, Store
@@ -17,33 +19,37 @@ log = logging.getLogger(__name__)
 
 async def follow_pods(node: str, store: Store, view: View) -> None:
     """Forever. The endpoint is written by ADD and deleted by DEL; in between only labels, ports and profiles change."""
+    complain = Seldom(log)
+    await view.in_sync.wait()  # before that an endpoint that is there may not be known yet
     while True:
         try:
             listing = await store.list(Pod)
             for pod in listing.items:
-                await _refresh(pod, node, store, view)
+                await refresh(pod, node, store, view)
             async for batch in store.watch(Pod, listing.revision):
                 for event in batch:
                     if event.type is not EventType.DELETED:
-                        await _refresh(event.object, node, store, view)
+                        await refresh(event.object, node, store, view)
         except Compacted:
             continue
         except Unavailable as error:
-            log.warning("pods: %s; trying again", error)
+            complain.warning(f"{error}; trying again")
             await asyncio.sleep(RETRY)
 
 
-async def _refresh(pod: Pod, node: str, store: Store, view: View) -> None:
+async def refresh(pod: Pod, node: str, store: Store, view: View) -> DesiredState | None:
+    """Write what has changed on a pod into its endpoint, if it has one; the state that has it. Raises Unavailable."""
     if pod.spec.node_name != node:
-        return
+        return None
     name = endpoint_name(node, "k8s", pod.name, ENDPOINT)
     known = view.cluster.endpoint((pod.namespace, name))
     if known is None or refreshed(known, pod) == known:
-        return
+        return None
     try:
         endpoint = await store.get(WorkloadEndpoint, name, pod.namespace)
         wanted = refreshed(endpoint, pod)
         if wanted != endpoint:
-            view.put(await store.update(wanted))
+            return view.put(await store.update(wanted))
     except (NotFound, Conflict):
-        return  # deleted or attached again in the meantime; that write sees the pod as it is now
+        pass  # deleted or attached again in the meantime; that write sees the pod as it is now
+    return None

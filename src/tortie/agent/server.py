@@ -14,7 +14,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,11 +22,13 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
 from tortie.base.errors import TortieError, Unavailable
-from tortie.cni.spec import Call, CniError, as_cni_error, read_call
+from tortie.cni.spec import Call, CniError, Code, as_cni_error, read_call
 
 log = logging.getLogger(__name__)
 
 MAX_BODY = 16 * 2**20
+GRACE = 25.0
+"""Seconds: longer than a call waits for its policy, shorter than Kubernetes waits (30 s) before it kills."""
 HEADERS = {
     "CNI_COMMAND": "Cni-Command",
     "CNI_CONTAINERID": "Cni-Containerid",
@@ -41,7 +43,7 @@ HEADERS = {
 class Answers(Protocol):
     """What the server asks of the agent."""
 
-    async def cni(self, call: Call) -> str: ...
+    async def cni(self, plugin: str, call: Call) -> str: ...
     async def node(self) -> Mapping[str, Any]: ...
     async def counters(self) -> Mapping[str, Any]: ...
     def reports(self) -> Mapping[str, Mapping[str, Any]]:
@@ -75,25 +77,35 @@ def metrics_application(registry: CollectorRegistry) -> web.Application:
 
 
 @contextlib.asynccontextmanager
-async def serving(app: web.Application, where: Path | tuple[str, int]) -> Any:
-    """Serve on a Unix socket (mode 0600) or a (host, port) while the block runs. Raises Unavailable."""
-    runner = web.AppRunner(app, access_log=None)
+async def serving(app: web.Application, where: Path | tuple[str, int]) -> AsyncIterator[None]:
+    """Serve on a Unix socket (mode 0600) or a (host, port) while the block runs. Raises Unavailable.
+
+    Calls that are under way at the end of the block have `GRACE` seconds to finish.
+    """
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=GRACE)
     await runner.setup()
     try:
-        if isinstance(where, Path):
-            await asyncio.to_thread(where.unlink, missing_ok=True)
-            old = os.umask(0o177)
-            try:
-                await web.UnixSite(runner, str(where)).start()
-            finally:
-                os.umask(old)
-        else:
-            await web.TCPSite(runner, *where).start()
+        try:
+            await _listen(runner, where)
+        except OSError as error:
+            place = where if isinstance(where, Path) else f"{where[0] or '*'}:{where[1]}"
+            why = os.strerror(error.errno) if error.errno else str(error)
+            raise Unavailable(f"cannot listen on {place}: {why}") from None
         yield
-    except OSError as error:
-        raise Unavailable(f"cannot listen on {where}: {error.strerror}") from None
     finally:
         await runner.cleanup()
+
+
+async def _listen(runner: web.AppRunner, where: Path | tuple[str, int]) -> None:
+    if isinstance(where, tuple):
+        await web.TCPSite(runner, *where).start()
+        return
+    await asyncio.to_thread(where.unlink, missing_ok=True)
+    old = os.umask(0o177)
+    try:
+        await web.UnixSite(runner, str(where)).start()
+    finally:
+        os.umask(old)
 
 
 async def _cni(request: web.Request, answers: Answers) -> web.Response:
@@ -102,13 +114,16 @@ async def _cni(request: web.Request, answers: Answers) -> web.Response:
     body = await request.read()
     try:
         call = read_call(env, body)
-        task = asyncio.create_task(answers.cni(call), name=f"cni {call.command} {call.container_id[:12]}")
+        work = answers.cni(request.match_info["plugin"], call)
+        task = asyncio.create_task(work, name=f"cni {call.command} {call.container_id[:12]}")
         text = await asyncio.shield(task)
     except (TortieError, ValueError) as error:
-        refusal = as_cni_error(error)
-        if not isinstance(error, CniError):
-            log.warning("%s %s: %s", env["CNI_COMMAND"], env["CNI_ARGS"], error)
-        return web.Response(status=500, text=refusal.json())
+        log.warning("%s %s: %s", env["CNI_COMMAND"], env["CNI_ARGS"], error)
+        return web.Response(status=500, text=as_cni_error(error).json())
+    except Exception as bug:
+        log.exception("%s %s", env["CNI_COMMAND"], env["CNI_ARGS"])
+        text = f"unexpected {type(bug).__name__}: the agent's log tells more"
+        return web.Response(status=500, text=CniError(Code.INTERNAL, text).json())
     return web.Response(text=text)
 
 

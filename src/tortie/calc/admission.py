@@ -17,7 +17,7 @@ from tortie.calc.defaults import NAME_LABEL, defaulted
 from tortie.model.bgp import BGPPeer
 from tortie.model.document import check
 from tortie.model.ipam import IPAMBlock, IPPool
-from tortie.model.k8s import Container, Namespace, Pod, PodSpec, ServiceAccount
+from tortie.model.k8s import Container, K8sNetworkPolicy, Namespace, Pod, PodSpec, ServiceAccount
 from tortie.model.kinds import KINDS
 from tortie.model.meta import Metadata, Problem, Resource, Value
 from tortie.model.misfit import fields, join
@@ -35,7 +35,7 @@ from tortie.model.policy import (
 )
 from tortie.model.workload import WorkloadEndpoint, endpoint_name
 from tortie.policy.selector import Global, parse
-from tortie.policy.translate import DEFAULT_ALLOW, NAMESPACE
+from tortie.policy.translate import DEFAULT_ALLOW, NAMESPACE, policy_of
 
 R = TypeVar("R", bound=Resource)
 
@@ -97,6 +97,8 @@ def admit(new: R, old: R | None, view: View) -> R:
     for path, problem in _namespace_problems(new, view):
         raise ConfigError(problem, path)
     _check_selectors(new, "")
+    if isinstance(new, NetworkPolicy | GlobalNetworkPolicy | K8sNetworkPolicy):
+        policy_of(new)  # what cannot be translated would count as absent, and be open where it should be closed
     for path, problem in _CHECKS.get(type(new), _nothing)(new, old, view):
         raise ConfigError(problem, path)
     return new

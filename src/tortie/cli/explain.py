@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import os
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tortie.base.errors import ConfigError, TortieError
+from tortie.base.errors import ConfigError, NotFound, TortieError
 from tortie.cli.agents import ask
 from tortie.cli.datastore import Datastore, Lab, asked
 from tortie.cli.node import sockets
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from tortie.calc.explain import Explainer, Explanation, Party, Step
 
 Counters = dict[str, dict[str, Any]]
@@ -22,8 +27,8 @@ Counters = dict[str, dict[str, Any]]
 
 
 def explain(
-    source: Annotated[str, typer.Argument(help="NAMESPACE/POD or an address.")],
-    destination: Annotated[str, typer.Argument(help="NAMESPACE/POD or an address.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="NAMESPACE/POD, an address, or a lab's outside.")],
+    destination: Annotated[str, typer.Argument(metavar="DESTINATION", help="The same.")],
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Destination port.")] = 80,
     protocol: Annotated[str, typer.Option("--protocol", help="tcp, udp, icmp, sctp.")] = "tcp",
     four: Annotated[bool, typer.Option("-4", help="IPv4 only.")] = False,
@@ -36,7 +41,7 @@ def explain(
     if output not in ("text", "json"):
         raise ConfigError(f'"{output}" is not one of text, json', "--output")
     explainer = asked(datastore, lab, load)
-    ends = explainer.party(source), explainer.party(destination)
+    ends = _end(explainer, source), _end(explainer, destination)
     wanted = [version for version, only in ((4, four), (6, six)) if only] or (4, 6)
     versions = [version for version in explainer.versions(*ends) if version in wanted]
     if not versions:
@@ -59,6 +64,20 @@ async def load(store: Any) -> Explainer:
         for item in (await store.list(kind)).items:
             cluster.put(item)
     return Explainer(cluster)
+
+
+def _end(explainer: Explainer, text: str) -> Party:
+    """A party, `outside` being that of a lab unless a pod is called so. Raises NotFound, ConfigError."""
+    from tortie.calc.explain import Party
+    from tortie.lab.topology import OUTSIDE, topology
+
+    try:
+        return explainer.party(text)
+    except NotFound:
+        if text != OUTSIDE:
+            raise
+    host = topology().outside
+    return Party(OUTSIDE, (host.ipv4.ip, host.ipv6.ip))
 
 
 def _counters(lab: str, nodes: Iterable[str]) -> Counters:
@@ -84,7 +103,7 @@ def _name_of(path: Path) -> str:
 
 
 def as_json(one: Explanation, counters: Counters) -> dict[str, Any]:
-    """The machine's form: the verdict, the deciding step first in `decided`, then every step."""
+    """The machine's form: who, the verdict, then every step up to the one that decides."""
     steps = [
         {
             "node": step.node,
@@ -94,7 +113,7 @@ def as_json(one: Explanation, counters: Counters) -> dict[str, Any]:
             "tier": step.tier,
             "policy": step.policy,
             "rule": step.rule,
-            "counter": counters.get(step.node, {}).get(step.rule) if step.rule else None,
+            "counter": _counter(step, counters),
         }
         for step in one.steps
     ]
@@ -109,6 +128,13 @@ def as_json(one: Explanation, counters: Counters) -> dict[str, Any]:
     }
 
 
+def _counter(step: Step, counters: Counters) -> dict[str, Any] | None:
+    """The counter of the rule that decides. The kernel has long names cut."""
+    from tortie.render.match import fit
+
+    return counters.get(step.node, {}).get(fit(step.rule)) if step.rule else None
+
+
 def _party(party: Party, version: int) -> dict[str, str]:
     return {"name": party.name, "ip": str(party.ip(version)), "node": party.node}
 
@@ -116,36 +142,49 @@ def _party(party: Party, version: int) -> dict[str, str]:
 def _show(explanations: list[Explanation], counters: Counters) -> None:
     """Explanations that say the same for both families are shown once."""
     from rich.console import Console
+    from rich.text import Text
 
-    console = Console()
+    console = Console(highlight=False)
+    width = console.width if sys.stdout.isatty() or "COLUMNS" in os.environ else sys.maxsize
     same = len(explanations) == 2 and _words(explanations[0]) == _words(explanations[1])
     for one in explanations[:1] if same else explanations:
         versions = "IPv4 and IPv6" if same else f"IPv{one.version}"
         port = "" if one.protocol.startswith("icmp") else f" {one.port}"
-        mark = "[bold green]allowed[/]" if one.allowed else "[bold red]denied[/]"
-        title = (
-            f"[bold]{one.source.name}[/] → [bold]{one.destination.name}[/]  {one.protocol}{port}, {versions}: {mark}"
+        verdict = ("allowed", "bold green") if one.allowed else ("denied", "bold red")
+        title = Text.assemble(
+            (one.source.name, "bold"),
+            " → ",
+            (one.destination.name, "bold"),
+            f"  {one.protocol}{port}, {versions}: ",
+            verdict,
         )
-        console.print(title, highlight=False)
-        for step in one.steps:
-            console.print(_line(step, counters), highlight=False)
+        console.print(title, soft_wrap=True)
+        places = [_place(step) for step in one.steps]
+        for place, step in zip(places, one.steps, strict=True):
+            for line in _lines(step, place.ljust(max(map(len, places))), counters, width):
+                console.print(line, soft_wrap=True)
 
 
 def _words(one: Explanation) -> list[tuple[str, bool, str, str]]:
-    return [(step.hook, step.allowed, step.policy, step.rule) for step in one.steps]
+    return [(step.hook, step.allowed, step.reason, step.rule) for step in one.steps]
 
 
-def _line(step: Step, counters: Counters) -> str:
-    from rich.markup import escape
+def _place(step: Step) -> str:
+    return f"{step.hook} on {step.node}" if step.node else step.hook
 
-    mark = "[green]✔[/]" if step.allowed else "[red]✘[/]"
-    where = f"{step.hook} on {step.node}" if step.node else step.hook
-    text = f"  {mark} {where:<22} {escape(step.reason)}"
-    counter = counters.get(step.node, {}).get(step.rule)
-    if counter is not None:
-        text += (
-            f"\n    {'':<22} [dim]rule {escape(step.rule)}: {counter['packets']} packets, {counter['bytes']} bytes[/]"
-        )
-    elif step.rule:
-        text += f"\n    {'':<22} [dim]rule {escape(step.rule)}[/]"
-    return text
+
+def _lines(step: Step, place: str, counters: Counters, width: int) -> Iterator[Text]:
+    """What a step decides and why, then the rule's name and counter, all below one another beside the place."""
+    from rich.text import Text
+
+    indent = " " * (len(place) + 6)  # the mark, and two blanks on each side of mark and place
+    room = max(width - len(indent), 30)
+    first, *rest = textwrap.wrap(step.reason, room, break_on_hyphens=False)
+    mark = ("✔", "green") if step.allowed else ("✘", "red")
+    yield Text.assemble("  ", mark, f" {place}  {first}")
+    yield from (Text(indent + line) for line in rest)
+    if step.rule:
+        counter = _counter(step, counters)
+        counted = f": {counter['packets']} packets, {counter['bytes']} bytes" if counter else ""
+        told = textwrap.wrap(f"rule {step.rule}{counted}", room, break_on_hyphens=False)
+        yield from (Text(indent + line, "dim") for line in told)

@@ -17,7 +17,7 @@ import typer
 
 from tortie import __version__
 from tortie.base.errors import ConfigError, TortieError
-from tortie.cli import agent, explain, lab, node, resources
+from tortie.cli import agent, cni, controllers, explain, ipam, lab, migrate, node, resources
 
 COMMANDS: tuple[tuple[str, Callable[..., Any]], ...] = (
     ("apply", resources.apply),
@@ -28,10 +28,17 @@ COMMANDS: tuple[tuple[str, Callable[..., Any]], ...] = (
     ("validate", resources.validate),
     ("explain", explain.explain),
     ("agent", agent.agent),
+    ("controllers", controllers.controllers),
 )
 """`tortie NAME`: one function each, in the order of the help."""
 
-GROUPS: tuple[tuple[str, typer.Typer], ...] = (("lab", lab.app), ("node", node.app))
+GROUPS: tuple[tuple[str, typer.Typer], ...] = (
+    ("lab", lab.app),
+    ("node", node.app),
+    ("ipam", ipam.app),
+    ("cni", cni.app),
+    ("datastore", migrate.app),
+)
 """`tortie NAME COMMAND`: one typer app each, as ("lab", lab.app)."""
 
 INTERRUPTED = 128 + 2  # as a shell reports SIGINT

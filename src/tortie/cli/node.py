@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tortie.base.addr import Net, parse_net
 from tortie.base.errors import ConfigError, TortieError
 from tortie.cli.agents import DEFAULT_SOCKET, ask
 from tortie.cli.datastore import LABS, labs_up
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 app = typer.Typer(no_args_is_help=True, help="A node's state, from its agent.")
 
@@ -30,16 +35,17 @@ def status(
     lab: Annotated[str, typer.Option("--lab", metavar="NAME", help="A lab's nodes instead of this machine.")] = "",
     output: Annotated[str, typer.Option("-o", "--output", help="table or json.")] = "table",
 ) -> None:
-    """BGP peers and routes, as BIRD has them."""
+    """BGP peers and routes, as BIRD has them. Exit status 1 when a node does not answer or its BIRD does not."""
     if output not in ("table", "json"):
         raise ConfigError(f'"{output}" is not one of table, json', "--output")
-    answers = {name: _answer(path) for name, path in sockets(lab, node).items()}
+    answers = [_answer(name, path) for name, path in sockets(lab, node).items()]
     if output == "json":
-        typer.echo(json.dumps(list(answers.values()), indent=2))
+        typer.echo(json.dumps(answers, indent=2))
     else:
-        for answer in answers.values():
+        for i, answer in enumerate(answers):
+            print("\n" if i else "", end="")
             _show(answer)
-    if any(answer["bird"]["state"] == "not ready" for answer in answers.values()):
+    if any(answer["bird"]["state"] == "not ready" for answer in answers):
         raise typer.Exit(1)
 
 
@@ -55,7 +61,7 @@ def sockets(lab: str = "", node: str = "", labs: Path = LABS) -> dict[str, Path]
         return {node or "this node": DEFAULT_SOCKET}
     if lab not in up:
         raise ConfigError(f'no lab "{lab}" is up')
-    found = {path.name: path / "agent.sock" for path in sorted((labs / lab / "nodes").iterdir(), key=_natural)}
+    found = {path.name: path / "agent.sock" for path in sorted((labs / lab / "nodes").glob("*"), key=_natural)}
     if node and node not in found:
         raise ConfigError(f'lab "{lab}" has no node "{node}": it has {", ".join(found)}')
     return {node: found[node]} if node else found
@@ -65,39 +71,72 @@ def _natural(path: Path) -> tuple[int, str]:
     return len(path.name), path.name
 
 
-def _answer(path: Path) -> Mapping[str, Any]:
+def _answer(node: str, path: Path) -> Mapping[str, Any]:
     try:
         answer: Mapping[str, Any] = ask(path, "/node")
         return answer
     except TortieError as error:
-        return {
-            "node": path.parent.name,
-            "bird": {"state": "not ready", "reason": str(error)},
-            "peers": [],
-            "routes": [],
-        }
+        return {"node": node, "bird": {"state": "not ready", "reason": str(error)}, "peers": [], "routes": []}
 
 
 def _show(answer: Mapping[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
-    console = Console()
-    bird = answer["bird"]
-    about = f"BIRD {bird['version']}, router id {bird['routerID']}" if "version" in bird else bird.get("reason", "")
-    console.print(f"\n[bold]{answer['node']}[/]  {bird['state']}  {about}", highlight=False)
-    peers = Table("PEER ADDRESS", "PEER TYPE", "AS", "STATE", "SINCE", "INFO", box=None, pad_edge=False)
-    for peer in answer["peers"]:
-        good = peer["state"] == "Established"
-        info = f"imported {peer['imported']}, exported {peer['exported']}" if good else peer["error"]
-        kind = TYPES.get(peer["name"].partition("_")[0], "")
-        state = f"[green]{peer['state']}[/]" if good else f"[red]{peer['state']}[/]"
-        peers.add_row(peer["ip"], kind, str(peer["as"]), state, peer["since"], info)
-    console.print(peers if answer["peers"] else "no BGP peers")
-    routes = Table("DESTINATION", "TYPE", "VIA", "LEARNED FROM", box=None, pad_edge=False)
-    for route in answer["routes"]:
-        if route["best"]:
-            hops = ", ".join(" dev ".join(filter(None, (hop["via"], hop["dev"]))) for hop in route["via"])
-            routes.add_row(route["prefix"], route["kind"], hops, route["protocol"])
+    console = Console(highlight=False)
+    state, about = _about(answer["bird"])
+    style = {"ready": "green", "not ready": "red"}.get(state, "yellow")
+    console.print(Text.assemble((answer["node"], "bold"), "  ", (state, style), f"  {about}"), soft_wrap=True)
+    if state in ("none", "not ready"):
+        return
+    peers = [_peer(peer) for peer in answer["peers"]]
+    if peers:
+        _table(console, ("PEER ADDRESS", "PEER TYPE", "AS", "STATE", "SINCE", "ROUTES"), peers)
+    else:
+        console.print("no BGP peers")
     console.print()
-    console.print(routes)
+    best = sorted((route for route in answer["routes"] if route["best"]), key=_by_prefix)
+    _table(console, ("DESTINATION", "TYPE", "VIA", "LEARNED FROM"), [_route(route) for route in best])
+
+
+def _about(bird: Mapping[str, Any]) -> tuple[str, str]:
+    """BIRD's state in a word, and what else there is to say of it."""
+    if "version" in bird:
+        return bird["state"], f"BIRD {bird['version']}, router id {bird['routerID']}"
+    return bird["state"], bird.get("reason", "the agent runs without BGP")
+
+
+def _peer(peer: Mapping[str, Any]) -> tuple[str, ...]:
+    """A row; the last cell says how many routes came in and went out, or what is wrong."""
+    good = peer["state"] == "Established"
+    routes = f"{peer['imported']} in, {peer['exported']} out" if good else peer["error"]
+    kind = TYPES.get(peer["name"].partition("_")[0], "")
+    return peer["ip"], kind, str(peer["as"]), peer["state"], peer["since"].partition(".")[0], routes
+
+
+def _route(route: Mapping[str, Any]) -> tuple[str, ...]:
+    hops = (" dev ".join(filter(None, (hop["via"], hop["dev"]))) for hop in route["via"])
+    return route["prefix"], route["kind"], ", ".join(hops) or "-", route["protocol"]
+
+
+def _by_prefix(route: Mapping[str, Any]) -> tuple[int, Net]:
+    net = parse_net(route["prefix"])
+    return net.version, net
+
+
+def _table(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Folded to fit a terminal, in full anywhere else."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from tortie.cli.output import aligned
+
+    if not sys.stdout.isatty():
+        print(aligned([headings, *rows]), end="")
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell, "green" if cell == "Established" else "") for cell in row))
+    console.print(table)

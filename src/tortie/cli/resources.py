@@ -169,13 +169,16 @@ def _write(
 ) -> None:
     from tortie.cli.writes import carry_out, planned, say_only, snapshot, without_stored
 
+    def warn(line: str) -> None:
+        typer.echo(line, err=True)
+
     async def change(store: Store) -> None:
         view = await snapshot(store, {type(manifest.resource) for manifest in found})
         writes = planned(without_stored(found, view) if skip_exists else found, view, verb)
         if dry_run:
-            say_only(writes, verb, typer.echo)
+            say_only(writes, verb, typer.echo, warn)
         else:
-            await carry_out(store, writes, view, verb, typer.echo)
+            await carry_out(store, writes, view, verb, typer.echo, warn)
 
     (asked if dry_run else written)(datastore, lab, change)
 

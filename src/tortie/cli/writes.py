@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from tortie.base.errors import ConfigError, Conflict, Exists, NotFound, TortieError
 from tortie.calc.admission import Objects, admit, bootstrap, companions, deletable
+from tortie.calc.unserved import unserved
 from tortie.cli.manifests import Manifest
 from tortie.model.ipam import IPAMBlock, IPPool
 from tortie.model.k8s import K8sNetworkPolicy, K8sNode, Namespace, ServiceAccount
@@ -104,17 +105,24 @@ def planned(manifests: Iterable[Manifest], view: Objects, verb: Verb) -> list[Wr
     return writes
 
 
-async def carry_out(store: Store, writes: Sequence[Write], view: Objects, verb: Verb, say: Say) -> None:
-    """Write, and say of each object what became of it."""
+async def carry_out(store: Store, writes: Sequence[Write], view: Objects, verb: Verb, say: Say, warn: Say) -> None:
+    """Write, and say of each object what became of it, and what of it nobody acts on."""
     for write in writes:
         done = await _written(store, write, view, verb)
         say(f"{short_name(done.new)} {_outcome(done, verb)}")
+        _warn(done.new, warn)
 
 
-def say_only(writes: Iterable[Write], verb: Verb, say: Say) -> None:
+def say_only(writes: Iterable[Write], verb: Verb, say: Say, warn: Say) -> None:
     """Say of each object what would become of it."""
     for write in writes:
         say(f"{short_name(write.new)} {_outcome(write, verb)} (dry run)")
+        _warn(write.new, warn)
+
+
+def _warn(new: Resource, warn: Say) -> None:
+    for line in unserved(new):
+        warn(f"warning: {short_name(new)}: {line}")
 
 
 def _outcome(write: Write, verb: Verb) -> str:

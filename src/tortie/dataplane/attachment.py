@@ -23,18 +23,21 @@ from tortie.base.errors import ConfigError, KernelError, NotFound
 from tortie.kernel import addresses, links, neighbours, netns, routes, sysctl
 from tortie.kernel.netlink import Netlink
 from tortie.kernel.netlink.tables import AF_INET, AF_INET6
+from tortie.model.workload import INTERFACE_PREFIX
 
 HOST_MAC = "ee:ee:ee:ee:ee:ee"
 GATEWAY4 = parse_ip("169.254.1.1")
 GATEWAY6 = parse_ip("fe80::ecee:eeff:feee:eeee")
 """The link-local address that EUI-64 makes of HOST_MAC."""
 DEFAULT = {4: parse_net("0.0.0.0/0"), 6: parse_net("::/0")}
+EOPNOTSUPP = 95
 ADDR_GEN_NONE = 1
 """IN6_ADDR_GEN_MODE_NONE (linux/if_link.h): we add the link-local address ourselves and need not wait for it."""
-EEXIST, ENOENT = 17, 2
 
 _HOST_SYSCTLS4 = {"route_localnet": 1, "proxy_arp": 1, "forwarding": 1}
-_HOST_SYSCTLS6 = {"disable_ipv6": 0, "accept_dad": 0, "accept_ra": 0, "proxy_ndp": 1, "forwarding": 1}
+_HOST_SYSCTLS6 = {"disable_ipv6": 0, "accept_dad": 0, "proxy_ndp": 1, "forwarding": 1}
+_DISPENSABLE = ("proxy_delay", "accept_ra")
+"""Settings that a kernel may lack: without IPv6 there is no router advertisement to refuse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,8 @@ class Attachment:
     mtu: int = 0
     num_queues: int = 1
     ip_forwarding: bool = False
+    mac: str = ""
+    """Of the interface in the pod; "": the kernel's choice."""
     host_netns: str | None = None
     """The node's namespace; None is that of the calling thread."""
 
@@ -66,6 +71,7 @@ class Attachment:
         if self.has(6):
             yield f"net/ipv6/conf/{name}/addr_gen_mode", ADDR_GEN_NONE
             yield from ((f"net/ipv6/conf/{name}/{key}", value) for key, value in _HOST_SYSCTLS6.items())
+        yield f"net/ipv6/conf/{name}/accept_ra", 0
 
     def pod_sysctls(self) -> Iterator[tuple[str, int]]:
         if self.has(4):
@@ -79,8 +85,10 @@ class Attachment:
         inside = f"nsenter --net={self.netns} ip"
         queues = f" numtxqueues {self.num_queues} numrxqueues {self.num_queues}" if self.num_queues > 1 else ""
         mtu = f" mtu {self.mtu}" if self.mtu else ""
+        mac = f" address {self.mac}" if self.mac else ""
         lines = [
-            f"{inside} link add {self.ifname}{mtu}{queues} type veth peer name {self.host_ifname} address {HOST_MAC}",
+            f"{inside} link add {self.ifname}{mac}{mtu}{queues} type veth"
+            f" peer name {self.host_ifname} address {HOST_MAC}",
             *(f"sysctl -w {path}={value}" for path, value in self.host_sysctls()),
             *(f"nsenter --net={self.netns} sysctl -w {path}={value}" for path, value in self.pod_sysctls()),
             f"ip link set {self.host_ifname} up",
@@ -137,6 +145,7 @@ def _create(attachment: Attachment, pod_nl: Netlink, host: int) -> None:
         peer_netns=host,
         mtu=attachment.mtu,
         num_queues=max(1, attachment.num_queues),
+        mac=attachment.mac,
         peer_mac=HOST_MAC,
     )
 
@@ -144,7 +153,8 @@ def _create(attachment: Attachment, pod_nl: Netlink, host: int) -> None:
 def _configure(attachment: Attachment, host_nl: Netlink, pod_nl: Netlink, host: int, pod: int) -> str:
     with netns.entered(host):
         for path, value in attachment.host_sysctls():
-            sysctl.write(path, value)
+            with contextlib.suppress(KernelError) if path.endswith(_DISPENSABLE) else contextlib.nullcontext():
+                sysctl.write(path, value)
     with netns.entered(pod):
         for path, value in attachment.pod_sysctls():
             sysctl.write(path, value)
@@ -165,23 +175,42 @@ def _configure(attachment: Attachment, host_nl: Netlink, pod_nl: Netlink, host: 
 
 
 def _delete_if_there(nl: Netlink, name: str) -> None:
-    with contextlib.suppress(NotFound):
+    """What cannot be deleted, as loopback and devices of metal cannot, we have not made."""
+    try:
         links.delete_link(nl, name)
+    except NotFound:
+        pass
+    except KernelError as error:
+        if error.errno != EOPNOTSUPP:
+            raise
 
 
 def detach(pod_netns: str, ifname: str, host_ifname: str, host_netns: str | None = None) -> None:
     """Take it away, from either end; what is gone already is fine. Raises KernelError."""
     if pod_netns:
-        with contextlib.suppress(NotFound, ConfigError, FileNotFoundError):
-            try:
-                with Netlink(pod_netns) as nl:
-                    links.delete_link(nl, ifname)
-            except KernelError as error:
-                if error.errno != ENOENT:
-                    raise
+        _delete_inside(pod_netns, ifname)
     if host_ifname:
         with Netlink(host_netns) as nl:
             _delete_if_there(nl, host_ifname)
+
+
+def _delete_inside(path: str, ifname: str) -> None:
+    try:
+        pod = netns.open_ns(path)
+    except (NotFound, ConfigError, KernelError):
+        return  # whatever is at that path, it is no namespace that a link of ours could be in
+    try:
+        with Netlink(pod) as nl:
+            _delete_if_there(nl, ifname)
+    finally:
+        os.close(pod)
+
+
+def host_ends(host_netns: str | None = None) -> list[str]:
+    """The host's ends of attachments that are there, by their names and the MAC address that they all have."""
+    with Netlink(host_netns) as nl:
+        every = links.list_links(nl, kind="veth")
+    return [link.name for link in every if link.name.startswith(INTERFACE_PREFIX) and link.mac == HOST_MAC]
 
 
 def differences(attachment: Attachment) -> Iterator[str]:
@@ -205,10 +234,19 @@ def differences(attachment: Attachment) -> Iterator[str]:
         }
         yield from (f"route to {ip} dev {link.name} is missing" for ip in attachment.ips if str(ip) not in there)
     with netns.entered(host):
-        for path, value in attachment.host_sysctls():
-            if sysctl.read(path) != str(value):
-                yield f"sysctl {path} is {sysctl.read(path)}, not {value}"
+        found = _sysctl_differences(attachment)
+    yield from found
     yield from _pod_differences(attachment)
+
+
+def _sysctl_differences(attachment: Attachment) -> list[str]:
+    found = []
+    for path, value in attachment.host_sysctls():
+        with contextlib.suppress(KernelError) if path.endswith(_DISPENSABLE) else contextlib.nullcontext():
+            real = sysctl.read(path)
+            if real != str(value):
+                found.append(f"sysctl {path} is {real}, not {value}")
+    return found
 
 
 def _pod_differences(attachment: Attachment) -> Iterator[str]:

@@ -50,10 +50,11 @@ class Stage(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A stage that did not get there; it is tried again."""
+    """A stage that did not get there; it is tried again. Of a guard: nothing after it was done either."""
 
     stage: str
     error: TortieError
+    guard: bool = False
 
     def __str__(self) -> str:
         return f"{self.stage}: {self.error}"
@@ -72,7 +73,7 @@ def converge(stages: Sequence[Stage], state: DesiredState) -> list[Failure]:
                 made.append((stage, work))
         except TortieError as error:
             stage.forget()
-            failures.append(Failure(stage.name, error))
+            failures.append(Failure(stage.name, error, stage.guard))
             if stage.guard:
                 return failures
     for stage, work in reversed(made):
@@ -80,5 +81,5 @@ def converge(stages: Sequence[Stage], state: DesiredState) -> list[Failure]:
             stage.unmake(work)
         except TortieError as error:
             stage.forget()
-            failures.append(Failure(stage.name, error))
+            failures.append(Failure(stage.name, error, stage.guard))
     return failures

@@ -16,27 +16,37 @@ log = logging.getLogger(__name__)
 FIRST_RETRY = 0.1
 LONGEST_RETRY = 10.0
 RESYNC = 90.0
-"""Seconds after which the kernel is read again although nothing has changed; Calico's refresh interval."""
+"""Seconds between two times that everything in the kernel is looked at; Calico's refresh interval."""
 
 Applied = Callable[[DesiredState, Sequence[Failure], float], None]
 """Called in the worker's thread after a pass: the state, what failed, seconds taken."""
+Broken = Callable[[BaseException], None]
+"""Called in the worker's thread, which ends with it: an error that nobody expected, a bug."""
 
 
 class Worker:
     """`submit` from any thread; `close` waits for the pass under way and leaves the kernel as it is."""
 
-    def __init__(self, name: str, stages: Sequence[Stage], applied: Applied, resync: float = RESYNC) -> None:
+    def __init__(
+        self, name: str, stages: Sequence[Stage], applied: Applied, broken: Broken, resync: float = RESYNC
+    ) -> None:
         self._stages = stages
         self._applied = applied
+        self._broken = broken
         self._resync = resync
         self._wake = threading.Condition()
         self._slot: DesiredState | None = None
-        self._look_again = False
+        self._again = False
+        self._doubt = False
         self._closing = False
-        self.last_pass = time.monotonic()
-        """When the last pass ended or an idle wait began; a liveness probe looks at it."""
-        self.busy = False
+        self._busy_since: float | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    @property
+    def busy_for(self) -> float:
+        """Seconds that the pass under way has taken so far; a liveness probe looks at it."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def start(self) -> None:
         self._thread.start()
@@ -47,10 +57,16 @@ class Worker:
             self._slot = state
             self._wake.notify()
 
-    def look_again(self) -> None:
-        """The kernel may have changed behind our back: read it and repair."""
+    def again(self) -> None:
+        """The same state once more: what it speaks of has come or gone."""
         with self._wake:
-            self._look_again = True
+            self._again = True
+            self._wake.notify()
+
+    def look_again(self) -> None:
+        """The kernel may have changed behind our back: doubt all that is remembered of it, and repair."""
+        with self._wake:
+            self._again = self._doubt = True
             self._wake.notify()
 
     def close(self) -> None:
@@ -61,36 +77,39 @@ class Worker:
             self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as bug:
+            self._broken(bug)
+
+    def _work(self) -> None:
         state: DesiredState | None = None
         retry: float | None = None
+        resync = time.monotonic() + self._resync
         while True:
             with self._wake:
-                if self._slot is None and not self._look_again and not self._closing:
-                    woken = self._wake.wait(retry if retry is not None else self._resync)
-                    if not woken and retry is None:
-                        self._look_again = True
+                if not (self._slot is not None or self._again or self._closing):
+                    due = max(0.0, resync - time.monotonic())
+                    self._wake.wait(due if retry is None else min(retry, due))
                 if self._closing:
                     return
-                state, self._slot = self._slot or state, None
-                look_again, self._look_again = self._look_again, False
-            self.last_pass = time.monotonic()
-            if state is None:
-                continue
-            if look_again:
+                state, self._slot, self._again = self._slot or state, None, False
+                doubt, self._doubt = self._doubt or time.monotonic() >= resync, False
+            if doubt:  # however busy the cluster keeps us
+                resync = time.monotonic() + self._resync
                 for stage in self._stages:
                     stage.forget()
-            retry = self._pass(state, retry)
+            if state is not None:
+                retry = self._pass(state, retry)
 
     def _pass(self, state: DesiredState, retry: float | None) -> float | None:
         """One pass; the answer is how long to wait before the next try, None when all is done."""
-        self.busy = True
-        started = time.monotonic()
+        started = self._busy_since = time.monotonic()
         failures = converge(self._stages, state)
-        self.busy = False
-        self.last_pass = time.monotonic()
+        self._busy_since = None
         for failure in failures:
             log.warning("%s", failure)
-        self._applied(state, failures, self.last_pass - started)
+        self._applied(state, failures, time.monotonic() - started)
         if not failures:
             return None
         return min(LONGEST_RETRY, retry * 2) if retry is not None else FIRST_RETRY

@@ -140,11 +140,15 @@ class Bird:
         """Starts the daemon unless one answers already; whether it did. Returns when it answers.
 
         With `recover` the FIB is held until peers have sent their routes again (`bird -R`). Raises Unavailable with the
-        last line of its log when it does not come up.
+        last line of its log when it does not come up, and when there is one that does not answer: two of them would
+        fight over the kernel's routes.
         """
         with self._exclusive():
             if self.running():
                 return False
+            if process := self._process():
+                process.close()
+                raise Unavailable(f"bird runs but does not answer on {self.socket}; not starting another")
             for path in (self.socket, self.log):
                 path.parent.mkdir(parents=True, exist_ok=True)
             command = [*self._enter(), _executable(), "-f", *(["-R"] if recover else [])]

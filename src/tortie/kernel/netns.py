@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fcntl import LOCK_EX, flock, ioctl
+from functools import lru_cache
 
 from tortie.base.errors import ConfigError, Exists, KernelError, NotFound
 
@@ -31,6 +32,7 @@ _MNT_DETACH = 2  # sys/mount.h
 # --- system calls that Python 3.11 lacks --------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=1)
 def _libc() -> ctypes.CDLL:
     import ctypes  # 8 ms that most callers do not need
 

@@ -6,17 +6,28 @@ Acts on the network namespace of the calling thread, or on `netns` (a path) by e
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from tortie.base.errors import KernelError, NotFound, NotSupported
+from tortie.kernel import libnftables
+from tortie.kernel.netns import entered
+
+log = logging.getLogger(__name__)
 
 TIMEOUT = 60.0
 """Seconds for one transaction; the kernel needs well under one for 100,000 elements."""
 
+Contents = dict[str, list[Any]]
+"""A table's chains, rules and sets by kind and name, without what differs between equal tables."""
+
+_PASSING = frozenset({"handle", "packets", "bytes"})
+_UNORDERED = frozenset({"elem", "set"})
 _PLACE = re.compile(r"/dev/stdin:(\d+):\d+-\d+: Error: (.*)")
 
 
@@ -33,6 +44,35 @@ def apply(script: str, netns: str | None = None) -> None:
         raise _refusal(done.stderr, script)
 
 
+class Session:
+    """Transactions into one network namespace, one after the other: that of the thread of the first, or `netns`.
+
+    As `apply`, but by nft's library in this process where there is one: six times as fast. `in_process` False does
+    without it. Not to be shared by threads.
+    """
+
+    def __init__(self, netns: str | None = None, *, in_process: bool = True) -> None:
+        self._netns = netns
+        self._in_process = in_process
+        self._context: libnftables.Context | None = None
+
+    def apply(self, script: str) -> None:
+        """Run one transaction: all of it or nothing. Raises KernelError naming the refused line."""
+        if self._in_process and self._context is None:
+            self._context = self._open()
+        if self._context is None or not self._context.run(script):
+            apply(script, self._netns)  # what the library refuses, the program refuses too, and says where and why
+
+    def _open(self) -> libnftables.Context | None:
+        library = libnftables.load()
+        if library is None:
+            log.info("%s not found: every transaction starts nft, which is slower", libnftables.LIBRARY)
+            self._in_process = False
+            return None
+        with nullcontext() if self._netns is None else entered(self._netns):
+            return libnftables.Context(library)
+
+
 def list_json(words: Sequence[str], netns: str | None = None) -> list[dict[str, Any]]:
     """`nft -j WORDS` as its list of objects. Raises NotFound when the named thing is not there."""
     done = _run(["nft", "-j", *words], netns, None)
@@ -40,7 +80,10 @@ def list_json(words: Sequence[str], netns: str | None = None) -> list[dict[str, 
         if "No such file or directory" in done.stderr:
             raise NotFound(f"nft {' '.join(words)}: not there")
         raise KernelError(5, f"nft {' '.join(words)}", _first_line(done.stderr))
-    listed: list[dict[str, Any]] = json.loads(done.stdout)["nftables"]
+    try:
+        listed: list[dict[str, Any]] = json.loads(done.stdout)["nftables"]
+    except ValueError:  # as nft 1.0.6 writes a table with a flag that it does not know
+        raise KernelError(71, f"nft {' '.join(words)}", "its JSON cannot be read") from None
     return listed
 
 
@@ -67,13 +110,55 @@ def counters(table: str, netns: str | None = None) -> dict[str, tuple[int, int]]
     return found
 
 
+def contents(table: str, netns: str | None = None) -> Contents | None:
+    """What a table holds, to be compared with `contents_of`; None when there is none that could be compared."""
+    try:
+        return _comparable(list_json(["list", "table", *table.split()], netns))
+    except (NotFound, KernelError):
+        return None
+
+
+def contents_of(script: str, table: str) -> Contents:
+    """What the kernel would make of a script: tried out in a network namespace that ends with the command.
+
+    The kernel lists rules in other words than they were written in, so a table can only be compared with a table.
+    """
+    done = _run(["unshare", "--net", "sh", "-c", f"nft -f - && nft -j list table {table}"], None, script)
+    if done.returncode != 0:
+        raise _refusal(done.stderr, script)
+    return _comparable(json.loads(done.stdout)["nftables"])
+
+
+def _comparable(listed: list[dict[str, Any]]) -> Contents:
+    found: Contents = {}
+    for item in listed:
+        for kind, thing in item.items():
+            if kind != "metainfo":
+                name = thing["chain"] if kind == "rule" else thing["name"]
+                found.setdefault(f"{kind} {name}", []).append(_bare(thing))
+    return found
+
+
+def _bare(value: Any) -> Any:
+    """Without handles and counts, and with the elements of sets, which come in any order, in one order."""
+    if isinstance(value, list):
+        return [_bare(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    bare = {key: _bare(each) for key, each in value.items() if key not in _PASSING}
+    for key in bare.keys() & _UNORDERED:
+        if isinstance(bare[key], list):
+            bare[key].sort(key=json.dumps)
+    return bare
+
+
 def _run(command: list[str], netns: str | None, script: str | None) -> subprocess.CompletedProcess[str]:
     if netns is not None:
         command = ["nsenter", f"--net={netns}", *command]
     try:
         return subprocess.run(command, input=script, capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    except FileNotFoundError as error:
-        raise NotSupported(f"{error.filename} not found: apt-get install nftables util-linux") from None
+    except (FileNotFoundError, PermissionError) as error:
+        raise NotSupported(f"{error.filename} cannot be run: apt-get install nftables util-linux") from None
     except subprocess.TimeoutExpired:
         raise KernelError(110, " ".join(command), f"no answer within {TIMEOUT:g} s") from None
 

@@ -7,12 +7,13 @@ here the same way, so that a route read back equals the route that was added.
 from __future__ import annotations
 
 import errno
+import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
 
-from tortie.base.addr import IP, Net, parse_ip
+from tortie.base.addr import IP, Net, host_net, parse_ip
 from tortie.base.errors import ConfigError, Exists, KernelError, NotFound
 from tortie.kernel.netlink import Netlink, Request
 from tortie.kernel.netlink.codec import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 # What a packet meets that is not forwarded. IPv6 hangs these on loopback, of which nobody needs to hear.
 _DISCARDS = frozenset({"blackhole", "unreachable", "prohibit", "throw"})
 
+_RTMSG = struct.Struct("=5xB2xI")  # rtm_protocol and rtm_flags of struct rtmsg (linux/rtnetlink.h)
 _BOOT = 3  # RTPROT_BOOT, which `ip route add` uses too
 _IPV6_METRIC = 1024  # IP6_RT_PRIO_USER (linux/ipv6_route.h): what the kernel makes of metric 0
 
@@ -149,12 +151,10 @@ def _way(dst: Net, via: IP | None, dev: int | None, names: Mapping[int, str]) ->
 # --- the wire -----------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=65536)  # the same table is listed over and over
 def decode(payload: bytes) -> Route:
-    """The route in the body of an RTM_NEWROUTE or RTM_DELROUTE message."""
-    return _route(ROUTE.unpack(payload))
-
-
-def _route(values: Mapping[str, Any]) -> Route:
+    """The route in the body of an RTM_NEWROUTE or RTM_DELROUTE message; the same one for the same bytes."""
+    values = ROUTE.unpack(payload)
     kind = ROUTE_TYPES.get(values["rtm_type"], "unicast")
     hops = tuple(_nexthop(hop) for hop in values.get("multipath", ()))
     scope = values["rtm_scope"]
@@ -175,8 +175,9 @@ def _route(values: Mapping[str, Any]) -> Route:
     )
 
 
-@lru_cache(maxsize=65536)  # the same table is listed over and over, and a network takes longer to make than to decode
 def _net(family: int, address: str, length: int) -> Net:
+    if address and length == (128 if family == AF_INET6 else 32):
+        return host_net(parse_ip(address))
     if family == AF_INET6:
         return IPv6Network((address or "::", length))
     return IPv4Network((address or "0.0.0.0", length))
@@ -244,8 +245,12 @@ def list_routes(
     table: int | None = None,
     protocol: int | None = None,
     dev: int | None = None,
+    without: int | None = None,
 ) -> list[Route]:
-    """The routes of a family (AF_INET, AF_INET6), of all tables unless told; the kernel chooses where it can."""
+    """The routes of a family (AF_INET, AF_INET6), of all tables unless told; the kernel chooses where it can.
+
+    Those of the protocol `without` are passed over unread: the kernel's own are many and seldom of interest.
+    """
     body = ROUTE.pack(
         {
             "rtm_family": family,
@@ -257,7 +262,7 @@ def list_routes(
     )
     doing = f"ip {'-6 ' if family == AF_INET6 else ''}route show table {'all' if table is None else table}"
     try:
-        return list(_matching(nl, body, doing, family, table, protocol, dev))
+        return list(_matching(nl, body, doing, family, table, protocol, dev, without))
     except KernelError as why:
         if why.errno in (errno.ENOENT, errno.ENODEV):  # no such table, no such link
             return []
@@ -265,19 +270,26 @@ def list_routes(
 
 
 def _matching(
-    nl: Netlink, body: bytes, doing: str, family: int, table: int | None, protocol: int | None, dev: int | None
+    nl: Netlink,
+    body: bytes,
+    doing: str,
+    family: int,
+    table: int | None,
+    protocol: int | None,
+    dev: int | None,
+    without: int | None,
 ) -> Iterator[Route]:
     # An IPv6 dump goes on by counting entries when its table changes, so it misses some, and does not tell.
     watch = RTNLGRP_IPV6_ROUTE if family == AF_INET6 else 0
     for message in nl.dump(RTM_GETROUTE, body, doing, watch=watch):
-        values = ROUTE.unpack(message.payload)
-        if message.type != RTM_NEWROUTE or values["rtm_flags"] & RTM_F_CLONED:
+        if message.type != RTM_NEWROUTE:
             continue
-        if table is not None and values.get("table", values["rtm_table"]) != table:
+        made_by, flags = _RTMSG.unpack_from(message.payload)
+        if flags & RTM_F_CLONED or made_by == without or protocol not in (None, made_by):
             continue
-        if protocol is not None and values["rtm_protocol"] != protocol:
+        route = decode(message.payload)
+        if table not in (None, route.table):
             continue
-        route = _route(values)
         if dev is None or route.dev == dev or any(hop.dev == dev for hop in route.nexthops):
             yield route
 

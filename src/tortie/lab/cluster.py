@@ -82,7 +82,8 @@ def is_complete(directory: LabDirectory) -> bool:
 
 
 async def _make(lab: Topology, directory: LabDirectory, steps: Steps, netconf: Mapping[str, object] | None) -> None:
-    with steps.step(f"network of {len(lab.nodes)} nodes, a gateway and an outside host"):
+    nodes = "1 node" if len(lab.nodes) == 1 else f"{len(lab.nodes)} nodes"
+    with steps.step(f"network of {nodes}, a gateway and an outside host"):
         # Others go by the directory's lab.json: it is there before anything else is.
         directory.write(lab)
         if not directory.conflist.exists():

@@ -10,16 +10,16 @@ that metric into their block; one with a lower metric would be advertised on its
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import lru_cache
 
-from tortie.base.addr import Net, host_net
-from tortie.base.errors import KernelError
+from tortie.base.addr import IP, Net, host_net
 from tortie.base.plan import Op, Plan, Verb, diff
 from tortie.calc.state import DesiredState
 from tortie.dataplane.converge import Work
-from tortie.kernel import links, routes
+from tortie.kernel import links
 from tortie.kernel.netlink import Netlink
 from tortie.kernel.netlink.tables import AF_INET, AF_INET6
+from tortie.kernel.routes import Route, apply_many, list_routes
 from tortie.model.workload import INTERFACE_PREFIX
 
 DEVICE_PROTOCOL = 3
@@ -29,26 +29,14 @@ KERNEL_PROTOCOL = 2
 MAIN = 254
 ESRCH, ENODEV, ENETDOWN = 3, 19, 100
 
-
-@dataclass(frozen=True, slots=True)
-class Hop:
-    """Where a prefix goes: out of an interface, or (None) nowhere."""
-
-    dev: str | None
-    protocol: int
-    metric: int
+Place = tuple[Net, int, int]
+"""Destination, metric, and the index of the interface (0 for a blackhole): there is one route at each place."""
 
 
-def text(verb: Verb, dst: Net, hop: Hop) -> str:
-    """The step as `ip` would be told."""
-    word = {Verb.ADD: "add", Verb.CHANGE: "replace", Verb.DELETE: "del"}[verb]
-    way = f"{dst} dev {hop.dev} scope link" if hop.dev else f"blackhole {dst}"
-    return f"ip route {word} {way} proto {hop.protocol}" + (f" metric {hop.metric}" if hop.metric else "")
-
-
-def plan(want: Mapping[Net, Hop], have: Mapping[Net, Hop]) -> Plan[Net, Hop]:
-    """The steps from what is to what should be."""
-    return diff(want, have, text)
+def plan(want: Mapping[Place, Route], have: Mapping[Place, Route], names: Mapping[int, str]) -> Plan[Place, Route]:
+    """The steps from what is to what should be. `names` are those of the interfaces, by index."""
+    words = {Verb.ADD: "add", Verb.CHANGE: "replace", Verb.DELETE: "del"}
+    return diff(want, have, lambda verb, _, route: f"ip route {words[verb]} {route.words(names)}")
 
 
 class Routes:
@@ -59,37 +47,34 @@ class Routes:
         """`blackholes`: program those of the own blocks, because no BIRD does."""
         self._netns = netns
         self._blackholes = blackholes
-        self._index: dict[str, int] = {}
 
-    def select(self, state: DesiredState) -> dict[Net, Hop]:
-        """What of the state is ours to route. Of two endpoints with one address the first interface has it."""
-        want: dict[Net, Hop] = {}
-        for name in sorted(state.endpoints, reverse=True):
-            if name in self._index:
-                for ip in state.endpoints[name].ips:
-                    want[host_net(ip)] = Hop(name, DEVICE_PROTOCOL, state.settings.priority[ip.version])
+    def select(self, state: DesiredState, index: Mapping[str, int]) -> dict[Place, Route]:
+        """What of the state is ours to route, out of the interfaces that are there. Of two endpoints with one address
+        the first interface has it."""
+        want: dict[Net, Route] = {}
+        for name in sorted(state.endpoints.keys() & index.keys(), reverse=True):
+            endpoint = state.endpoints[name]
+            floating = (external for external, _ in endpoint.nats) if state.settings.floating_ips else ()
+            for ip in (*endpoint.ips, *floating):
+                route = _to_pod(ip, index[name], state.settings.priority[ip.version])
+                want[route.dst] = route
         if self._blackholes:
             blocks = (net for net in state.blocks if net.num_addresses > 1)
-            want.update((net, Hop(None, BLACKHOLE_PROTOCOL, 0)) for net in blocks)
-        return want
+            want.update((net, Route(net, protocol=BLACKHOLE_PROTOCOL, type="blackhole")) for net in blocks)
+        return {_place(route): route for route in want.values()}
 
-    def observe(self, nl: Netlink) -> dict[Net, Hop]:
-        """What is ours in the kernel; also learns the interfaces that are there."""
-        every = {link.index: link.name for link in links.list_links(nl) if link.name.startswith(INTERFACE_PREFIX)}
-        self._index = {name: index for index, name in every.items()}
-        have: dict[Net, Hop] = {}
-        for family in (AF_INET, AF_INET6):
-            for route in routes.list_routes(nl, family, table=MAIN):
-                if route.dev in every and route.type == "unicast" and route.protocol != KERNEL_PROTOCOL:
-                    have[route.dst] = Hop(every[route.dev], route.protocol, _metric(route))
-                elif route.type == "blackhole" and route.protocol == BLACKHOLE_PROTOCOL:
-                    have[route.dst] = Hop(None, route.protocol, route.metric)
-        return have
+    def observe(self, nl: Netlink, names: Mapping[int, str]) -> dict[Place, Route]:
+        """What is ours in the kernel. `names` are the pods' interfaces, by index."""
+        families = (AF_INET, AF_INET6)
+        every = (one for family in families for one in list_routes(nl, family, table=MAIN, without=KERNEL_PROTOCOL))
+        return {_place(route): route for route in every if _is_ours(route, names)}
 
-    def plan(self, state: DesiredState) -> Plan[Net, Hop]:
+    def plan(self, state: DesiredState) -> Plan[Place, Route]:
+        every = links.names(self._netns)
+        names = {index: name for index, name in every.items() if name.startswith(INTERFACE_PREFIX)}
         with Netlink(self._netns) as nl:
-            have = self.observe(nl)
-        return plan(self.select(state), have)
+            have = self.observe(nl, names)
+        return plan(self.select(state, {name: index for index, name in names.items()}), have, names)
 
     def make(self, work: Work) -> None:
         assert isinstance(work, Plan)
@@ -102,31 +87,29 @@ class Routes:
     def forget(self) -> None:
         """Nothing is remembered: every plan starts from the kernel."""
 
-    def _apply(self, ops: list[Op[Net, Hop]]) -> None:
-        """All steps; the first refusal is raised after the others were tried. An interface that went away is none."""
-        steps: list[tuple[str, routes.Route]] = []
-        for op in ops:
-            if op.verb is Verb.DELETE and op.have is not None:
-                steps.append(("delete", self._route(op.key, op.have)))
-            elif op.want is not None:
-                if op.have is not None and op.have.metric != op.want.metric:
-                    steps.append(("delete", self._route(op.key, op.have)))
-                steps.append(("replace", self._route(op.key, op.want)))
+    def _apply(self, ops: list[Op[Place, Route]]) -> None:
+        """All steps; the first refusal is raised after the others were tried. An interface that went away is none, nor
+        is a route that is gone: a new one takes the place of an old one with its metric at once."""
+        if not ops:
+            return
+        steps = [("replace", op.want) if op.want is not None else ("delete", op.have) for op in ops]
         with Netlink(self._netns) as nl:
-            refused = routes.apply_many(nl, steps)
+            refused = apply_many(nl, [(verb, route) for verb, route in steps if route is not None])
         serious = [error for _, error in refused if error.errno not in (ESRCH, ENODEV, ENETDOWN)]
         if serious:
             raise serious[0]
 
-    def _route(self, dst: Net, hop: Hop) -> routes.Route:
-        if hop.dev is None:
-            return routes.Route(dst, protocol=hop.protocol, metric=hop.metric, type="blackhole")
-        index = self._index.get(hop.dev)
-        if index is None:
-            raise KernelError(ENODEV, f"ip route replace {dst} dev {hop.dev}")
-        return routes.Route(dst, dev=index, protocol=hop.protocol, scope="link", metric=hop.metric)
+
+@lru_cache(maxsize=4096)
+def _to_pod(ip: IP, dev: int, metric: int) -> Route:
+    return Route(host_net(ip), dev=dev, protocol=DEVICE_PROTOCOL, metric=metric)
 
 
-def _metric(route: routes.Route) -> int:
-    """IPv6 has no metric 0: what was written without one is 1024 there, which our reader shows as 0."""
-    return route.metric or (1024 if route.dst.version == 6 and route.type == "unicast" else 0)
+def _place(route: Route) -> Place:
+    return route.dst, route.metric, route.dev or 0
+
+
+def _is_ours(route: Route, names: Mapping[int, str]) -> bool:
+    if route.type == "blackhole":
+        return route.protocol == BLACKHOLE_PROTOCOL
+    return route.type == "unicast" and route.dev in names

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 
 TYPE_CHECKING = False  # importing `typing` would cost a pod's start milliseconds; type checkers know this name
@@ -109,8 +109,8 @@ def outcome(message: Message) -> tuple[int, str]:
     return -code, ""
 
 
-def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(number, value) of each attribute in a row of them."""
+def attributes(data: bytes, wanted: Container[int] | None = None) -> Iterator[tuple[int, bytes]]:
+    """(number, value) of each attribute in a row of them, or only of those whose numbers are wanted."""
     at, end = 0, len(data)
     while at < end:
         if end - at < _ATTRIBUTE.size:
@@ -118,7 +118,9 @@ def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         length, number = _ATTRIBUTE.unpack_from(data, at)
         if length < _ATTRIBUTE.size or at + length > end:
             raise ValueError(f"attribute {number & _NLA_TYPE_MASK} of {length} bytes in {end - at}")
-        yield number & _NLA_TYPE_MASK, data[at + _ATTRIBUTE.size : at + length]
+        number &= _NLA_TYPE_MASK
+        if wanted is None or number in wanted:
+            yield number, data[at + _ATTRIBUTE.size : at + length]
         at += length + -length % 4
 
 
@@ -273,10 +275,9 @@ class Table(Codec):
 
     def unpack(self, data: bytes) -> dict[str, Any]:
         values: dict[str, Any] = {}
-        for number, item in attributes(data):
-            row = self.rows.get(number)
-            if row is not None:
-                values[row[0]] = row[1].unpack(item)
+        for number, item in attributes(data, self.rows):  # a link has sixty, most of them nobody's here
+            name, codec = self.rows[number]
+            values[name] = codec.unpack(item)
         for name in self._choices:
             codec = self._chosen(name, values) if name in values else None
             if codec is not None:
