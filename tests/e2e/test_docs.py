@@ -44,7 +44,7 @@ from tortie.lab.state import LabDirectory
 pytestmark = pytest.mark.root
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("install", "lab", "policy", "ipam", "routing", "cni", "troubleshooting")
+PAGES = ("install", "lab", "policy", "ipam", "ipam-commands", "routing", "cni", "troubleshooting")
 DEMO = ("pods", "1-kubernetes-policy", "2-calico-policy", "3-global-policy")
 
 NAME = f"docs{os.getpid()}"
