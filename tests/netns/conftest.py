@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+pytest.register_assert_rewrite("agent_node")  # so that what its assertions compare is shown
+
 _serial = itertools.count(1)
 
 

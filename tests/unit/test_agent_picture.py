@@ -10,6 +10,7 @@ import pytest
 
 from tortie.agent import view as views
 from tortie.agent.collect import elsewhere, is_stale, valid_containers
+from tortie.agent.endpoints import follow_pods
 from tortie.agent.holdings import Holding
 from tortie.agent.logs import Seldom
 from tortie.agent.registration import registered
@@ -18,8 +19,9 @@ from tortie.base.errors import ConfigError, Unavailable
 from tortie.calc.cluster import INPUTS
 from tortie.calc.state import DesiredState
 from tortie.cni.spec import CniError
+from tortie.model.k8s import Container, Pod, PodSpec
 from tortie.model.meta import Metadata, changed
-from tortie.model.workload import WorkloadEndpoint, WorkloadEndpointSpec
+from tortie.model.workload import WorkloadEndpoint, WorkloadEndpointSpec, endpoint_name
 from tortie.store.memory import MemoryStore
 
 NODE = "node1"
@@ -102,6 +104,9 @@ async def test_watch_that_is_ahead_has_told_it_already(watched: Watched) -> None
     assert "calia" in watched.view.interfaces
     watched.view.drop(await watched.store.delete(WorkloadEndpoint, "a", "red"))
     assert "calia" not in watched.view.interfaces
+    told = len(watched.states)
+    await watched.settle()  # the watch tells of the deletion, too
+    assert len(watched.states) == told
 
 
 async def test_watch_that_is_behind_undoes_nothing(watched: Watched) -> None:
@@ -134,6 +139,26 @@ async def test_listing_drops_what_has_gone_meanwhile(watched: Watched) -> None:
     watched.view._replace(WorkloadEndpoint, (), str(watched.store._tail.revision))
     await watched.settle()
     assert watched.interfaces == set()
+
+
+async def test_label_that_changed_while_no_agent_ran_is_followed() -> None:
+    """Whichever of pods and endpoints the new agent learns of first."""
+    one = Watched()
+    pod = Pod(
+        metadata=Metadata(name="a", namespace="red", labels={"app": "new"}),
+        spec=PodSpec(node_name=NODE, containers=(Container(name="main"),)),
+    )
+    await one.store.create(pod)
+    name = endpoint_name(NODE, "k8s", "a", "eth0")
+    await one.store.create(changed(endpoint("a"), name=name, labels={"app": "old"}))
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(follow_pods(NODE, one.store, one.view))]
+        await one.settle()
+        running += [tasks.create_task(one.view.follow(kind)) for kind in INPUTS]
+        await one.settle()
+        assert (await one.store.get(WorkloadEndpoint, name, "red")).labels["app"] == "new"
+        for task in running:
+            task.cancel()
 
 
 # --- waiting for the kernel ---------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
-from ipam_cluster import FAMILIES, Cluster, Family, matches, nets
 
+from ipam_cluster import FAMILIES, Cluster, Family, matches, nets
 from tortie.base.addr import IP, parse_ip
 from tortie.base.errors import ConfigError, Exists, NotFound, Unavailable
 from tortie.ipam import names

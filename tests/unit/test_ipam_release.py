@@ -6,9 +6,9 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from ipam_cluster import FAMILIES, Cluster, Family, nets
 from msgspec.structs import replace
 
+from ipam_cluster import FAMILIES, Cluster, Family, nets
 from tortie.base.addr import parse_ip, parse_net
 from tortie.base.errors import ConfigError, Conflict, NotFound, Unavailable
 from tortie.ipam import affinity as claims

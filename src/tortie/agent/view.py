@@ -103,7 +103,10 @@ class View:
         if revision < known or (revision == known and not gone):
             return False
         if gone:
+            known_gone = key not in self._revisions
             self._bury(key, revision)
+            if known_gone:
+                return False
         else:
             self._revisions[key] = revision
             self._tombstones.pop(key, None)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tortie.agent.client import ask
 from tortie.base.errors import ConfigError, NotFound, TortieError
-from tortie.cli.agents import ask
 from tortie.cli.datastore import Datastore, Lab, asked
 from tortie.cli.node import sockets
 

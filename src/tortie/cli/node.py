@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tortie.agent.client import DEFAULT_SOCKET, ask
 from tortie.base.addr import Net, parse_net
 from tortie.base.errors import ConfigError, TortieError
-from tortie.cli.agents import DEFAULT_SOCKET, ask
 from tortie.cli.datastore import LABS, labs_up
 
 if TYPE_CHECKING:

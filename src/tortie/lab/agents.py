@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
-import json
 import logging
 import shutil
-import socket
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from tortie.agent.client import ask
+from tortie.base.errors import NotFound, Unavailable
 from tortie.kernel import netns
 from tortie.lab import processes
 from tortie.lab.state import LabDirectory
@@ -78,19 +76,6 @@ async def _run_once(directory: LabDirectory, node: Host) -> str:
 # --- asking -------------------------------------------------------------------------------------------------------
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("agent", timeout=_ASK_SECONDS)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
-
-
 @dataclass(frozen=True, slots=True)
 class AgentState:
     """How an agent is, as far as it says. Of its BGP `sessions` so many are `established`."""
@@ -105,22 +90,10 @@ class AgentState:
 def state_of(path: Path) -> AgentState:
     """Asks the agent at a socket. Blocks for some seconds at most. One that is away is no error, but says why."""
     try:
-        reports = _get(path, "/readiness")
-        peers = _get(path, "/node").get("peers", [])
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        return AgentState(why=f"the agent does not answer: {error}")
+        reports = ask(path, "/readiness", _ASK_SECONDS)
+        peers = ask(path, "/node", _ASK_SECONDS).get("peers", [])
+    except (NotFound, Unavailable) as error:
+        return AgentState(why=str(error))
     why = "; ".join(f"{name}: {report['reason']}" for name, report in reports.items() if not report["ready"])
     established = sum(peer["state"] == _ESTABLISHED for peer in peers)
     return AgentState(True, not why, len(peers), established, why)
-
-
-def _get(path: Path, target: str) -> dict[str, Any]:
-    connection = _UnixConnection(path)
-    try:
-        connection.request("GET", target)
-        answer = json.loads(connection.getresponse().read())
-    finally:
-        connection.close()
-    if not isinstance(answer, dict):
-        raise ValueError(f"{target} is answered with {type(answer).__name__}")
-    return answer

@@ -279,9 +279,9 @@ class Table(Codec):
             name, codec = self.rows[number]
             values[name] = codec.unpack(item)
         for name in self._choices:
-            codec = self._chosen(name, values) if name in values else None
-            if codec is not None:
-                values[name] = codec.unpack(values[name])
+            chosen = self._chosen(name, values) if name in values else None
+            if chosen is not None:
+                values[name] = chosen.unpack(values[name])
         return values
 
     def _chosen(self, name: str, values: Mapping[str, Any]) -> Codec | None:

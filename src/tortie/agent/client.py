@@ -1,4 +1,4 @@
-"""Questions to agents: the command line touches no kernel, it asks the agent of the node over its socket."""
+"""Questions to an agent over its socket: whoever shows what a node is doing asks its agent, and touches no kernel."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ TIMEOUT = 10.0
 DEFAULT_SOCKET = Path("/run/tortie/agent.sock")
 
 
-def ask(path: Path, question: str) -> Any:
-    """The JSON answer of the agent at a socket to `GET question`. Raises NotFound without one, Unavailable."""
+def ask(path: Path, question: str, timeout: float = TIMEOUT) -> Any:
+    """The JSON answer of the agent at a socket to `GET question`. Raises NotFound without one, Unavailable.
+
+    Blocks for at most `timeout` seconds at each step.
+    """
     import http.client
     import socket
 
-    connection = http.client.HTTPConnection("agent", timeout=TIMEOUT)
+    connection = http.client.HTTPConnection("agent", timeout=timeout)
     connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.sock.settimeout(TIMEOUT)
+    connection.sock.settimeout(timeout)
     try:
         connection.sock.connect(str(path))
         connection.request("GET", question)
