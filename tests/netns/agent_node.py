@@ -47,6 +47,7 @@ T = TypeVar("T")
 NETWORK = "k8s-pod-network"
 POOL4, POOL6 = "10.65.0.0/16", "fd00:65::/48"
 RED = "red"
+PROGRAM, TORTIE = ("tortie.agent",), ("tortie.cli.main", "agent")
 PATIENCE = 20.0
 """Seconds until what should come about has not."""
 _serial = itertools.count(1)
@@ -55,10 +56,6 @@ _serial = itertools.count(1)
 def environment() -> dict[str, str]:
     """Ours, but for what would make Python compile every module at each start, which no installed program does."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-
-
-def agent_words(*words: str) -> list[str]:
-    return [sys.executable, "-m", "tortie.cli.main", "agent", *words]
 
 
 def until(look: Callable[[], T], want: Callable[[T], bool] = bool, what: str = "", seconds: float = PATIENCE) -> T:
@@ -170,12 +167,14 @@ def site_in(directory: Path) -> Iterator[Site]:
 
 @dataclass
 class Node:
-    """A namespace with an agent. `words` are more of its command line."""
+    """A namespace with an agent. `words` are more of its command line; `program` is what a person would start, or what
+    programs start because it is there sooner."""
 
     site: Site
     name: str
     ns: Ns
     words: list[str]
+    program: tuple[str, ...] = PROGRAM
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -200,8 +199,8 @@ class Node:
 
     def command(self, *more: str) -> list[str]:
         own = ["--node", self.name, "--datastore", str(self.site.datastore), "--run-dir", str(self.run_dir)]
-        words = agent_words(*own, "--connect-delay", "0", *self.words, *more)
-        return ["nsenter", f"--net={self.ns.path}", *words]
+        words = (*self.program, *own, "--connect-delay", "0", *self.words, *more)
+        return ["nsenter", f"--net={self.ns.path}", sys.executable, "-m", *words]
 
     def spawn(self, *more: str) -> None:
         self.run_dir.mkdir(exist_ok=True)

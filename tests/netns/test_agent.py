@@ -15,6 +15,7 @@ import pytest
 from agent_node import (
     NETWORK,
     RED,
+    TORTIE,
     Node,
     Sandbox,
     Site,
@@ -57,8 +58,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def node(site: Site) -> Node:
-    """One agent for all the tests; each leaves it as it was."""
-    return site.node("node1", "--no-bgp").start()
+    """One agent for all the tests, `tortie agent`; each leaves it as it was."""
+    node = site.node("node1", "--no-bgp")
+    node.program = TORTIE
+    return node.start()
 
 
 @pytest.fixture

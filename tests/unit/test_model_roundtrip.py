@@ -48,6 +48,8 @@ def of_type(expected: Any, name: str = "") -> st.SearchStrategy[Any]:
     """Values of an annotated type."""
     origin, args = get_origin(expected), get_args(expected)
     structured = isinstance(expected, type) and issubclass(expected, msgspec.Struct)
+    if origin is Literal:
+        return st.sampled_from(args)
     if name in LIKELY and origin is not tuple and not structured:
         return st.sampled_from(LIKELY[name])
     if origin is Annotated:
@@ -59,8 +61,6 @@ def of_type(expected: Any, name: str = "") -> st.SearchStrategy[Any]:
         return st.lists(of_type(args[0], name), max_size=2).map(tuple)
     if origin is dict:
         return st.dictionaries(TEXT, of_type(args[1]), max_size=2)
-    if origin is Literal:
-        return st.sampled_from(args)
     if structured:
         return of_struct(expected)
     return {

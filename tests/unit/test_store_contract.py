@@ -68,6 +68,18 @@ def revisions(*objects: Resource) -> list[int]:
     return [int(obj.metadata.resource_version) for obj in objects]
 
 
+async def test_lists_of_every_length(store):
+    names: list[str] = []
+    for number in range(40):  # short ones are read in another way than long ones
+        listing = await store.list(WorkloadEndpoint, "red")
+        assert [item.name for item in listing.items] == names
+        assert int(listing.revision) == 2 * number
+        await store.create(endpoint("red", f"p{number:02}"))
+        await store.create(endpoint("blue", f"p{number:02}"))
+        names.append(f"p{number:02}")
+    assert len((await store.list(WorkloadEndpoint)).items) == 80
+
+
 async def test_what_is_created_comes_back_with_an_identity(store):
     given = pool(
         "a", labels={"zone": "x"}, resource_version="77", uid="mine", creation_timestamp="1999-01-01T00:00:00Z"
