@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from labs import PATIENCE, Lab, pod
+from nobody import as_nobody
 from tortie.lab import network, processes
 from tortie.lab.processes import read_pid
 
@@ -308,8 +309,7 @@ def test_ten_nodes(other: Lab) -> None:
 
 @pytest.mark.parametrize("command", ["up", "down", "status", "matrix"])
 def test_without_root_one_line(command: str) -> None:
-    # In a user namespace of its own a process is nobody, and may still read what its real user may.
-    argv = ["unshare", "--user", sys.executable, "-m", "tortie.cli.main", "lab", command]
+    argv = as_nobody(sys.executable, "-m", "tortie.cli.main", "lab", command)
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert "try again with sudo" in done.stderr

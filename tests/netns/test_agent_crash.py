@@ -40,6 +40,7 @@ from agent_node import (
 )
 from conftest import Ns
 
+from nobody import as_nobody
 from tortie.calc.admission import bootstrap
 from tortie.cni.spec import CniError, Code
 from tortie.kernel import netns
@@ -51,7 +52,6 @@ from tortie.model.workload import WorkloadEndpoint
 
 pytestmark = pytest.mark.root
 
-NOBODY = 65534
 ALLOW_A = """
 apiVersion: projectcalico.org/v3
 kind: NetworkPolicy
@@ -454,8 +454,7 @@ def test_bird_that_is_missing(stranger: Node) -> None:
 
 
 def test_who_is_not_root(stranger: Node) -> None:
-    words = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", *stranger.command()[2:]]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = subprocess.run(as_nobody(*stranger.command()[2:]), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "tortie: the agent programs the kernel: run it as root\n")
 
 
