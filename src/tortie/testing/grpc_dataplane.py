@@ -97,12 +97,13 @@ class GrpcDataplane:
     ) -> None:
         """Ends calls that are under way. The pods stay connected, as they do when VPP's agent ends."""
         assert self._server is not None
+        ended = self._server.stop(grace=None)
         self._closing.set()
-        self._server.stop(grace=None).wait()
+        ended.wait()
         self.path.unlink(missing_ok=True)
 
     def _add(self, request: AddRequest, context: grpc.ServicerContext) -> AddReply:
-        self._look_at(request)
+        self._look_at(request, context)
         if self.refuse is not None:
             return AddReply(error_message=self.refuse)
         name = self.host_interface_name or request.desired_host_interface_name
@@ -113,7 +114,7 @@ class GrpcDataplane:
         return AddReply(True, host_interface_name=name, container_mac=self.container_mac or mac)
 
     def _delete(self, request: DelRequest, context: grpc.ServicerContext) -> DelReply:
-        self._look_at(request)
+        self._look_at(request, context)
         if self.refuse is not None:
             return DelReply(error_message=self.refuse)
         pod = request.netns, request.interface_name
@@ -124,9 +125,10 @@ class GrpcDataplane:
         self._host_ifnames.pop(pod, None)
         return DelReply(True)
 
-    def _look_at(self, request: AddRequest | DelRequest) -> None:
+    def _look_at(self, request: AddRequest | DelRequest, context: grpc.ServicerContext) -> None:
         self.requests.append(request)
-        self._closing.wait(self.delay)
+        if self._closing.wait(self.delay):
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the dataplane is ending")
 
     # --- the dataplane --------------------------------------------------------------------------------------------
 
