@@ -1,0 +1,154 @@
+"""A node under measurement: a network namespace, an agent in it, and the CNI plugin that talks to that agent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from uuid import uuid4
+
+from bench.plugin import Network
+from tortie.calc.admission import bootstrap
+from tortie.calc.defaults import defaulted
+from tortie.cni.install import build_stub
+from tortie.kernel import links, netns
+from tortie.kernel.netlink import Netlink
+from tortie.lab import agents
+from tortie.model.ipam import IPPool, IPPoolSpec
+from tortie.model.k8s import Container, Pod, PodSpec
+from tortie.model.meta import Metadata, Resource
+from tortie.store import open_store
+
+POOL, POOL6 = "10.90.0.0/16", "fd00:90::/56"
+READY_SECONDS = 30.0
+TORTIE = Path(sys.executable).with_name("tortie")
+
+
+class NotReady(Exception):
+    """The agent does not come up: there is nothing to measure."""
+
+
+def program_environment() -> dict[str, str]:
+    """Ours, but for what would make Python compile every module at each start, which no installed program does."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
+def cluster_objects() -> tuple[Resource, ...]:
+    """An empty cluster with a pool of either family, without encapsulation."""
+    pools = (
+        defaulted(
+            IPPool(
+                metadata=Metadata(name=f"pool{4 if cidr is POOL else 6}"),
+                spec=IPPoolSpec(cidr=cidr, ipip_mode="Never", vxlan_mode="Never", nat_outgoing=True),
+            ),
+            None,
+        )
+        for cidr in (POOL, POOL6)
+    )
+    return (*bootstrap(uuid4().hex), *pools)
+
+
+def pod_object(name: str, node: str, **labels: str) -> Pod:
+    spec = PodSpec(node_name=node, containers=(Container(name="main", image="busybox"),))
+    return Pod(metadata=Metadata(name=name, namespace="default", labels=labels), spec=spec)
+
+
+def write(datastore: Path, objects: Iterable[Resource]) -> None:
+    """Creates objects in a datastore, which is made if it is missing."""
+
+    async def create() -> None:
+        store = open_store(datastore)
+        try:
+            for each in objects:
+                await store.create(each)
+        finally:
+            await store.close()
+
+    asyncio.run(create())
+
+
+@contextlib.contextmanager
+def namespace(name: str) -> Iterator[str]:
+    """A network namespace with loopback up, its path; afterwards everything that runs in it is killed."""
+    path = netns.create(name)
+    try:
+        with Netlink(path) as nl:
+            links.set_up(nl, "lo")
+        yield path
+    finally:
+        for pid in netns.pids_in(path):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        netns.delete(name)
+
+
+class Node:
+    """An agent on a datastore, in a namespace (a path) that is there already."""
+
+    def __init__(self, name: str, netns_path: str, datastore: Path, directory: Path) -> None:
+        self.name = name
+        self.netns = netns_path
+        self.datastore = datastore
+        self.run_dir = directory / name
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stub = build_stub(directory / "bin")
+
+    @property
+    def socket(self) -> Path:
+        return self.run_dir / "agent.sock"
+
+    @property
+    def log(self) -> Path:
+        return self.run_dir / "agent.log"
+
+    def cpu(self) -> float:
+        """Seconds of CPU that the agent has taken so far: /proc/PID/task/*/schedstat, nanoseconds first."""
+        assert self._process is not None
+        tasks = Path(f"/proc/{self._process.pid}/task").iterdir()
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+    @contextlib.contextmanager
+    def agent(
+        self, *, ipv4: str, ipv6: str = "", bgp: bool = False, program: Sequence[str] = (str(TORTIE), "agent")
+    ) -> Iterator[None]:
+        """Runs the agent meanwhile, by a program that takes its options. Raises NotReady."""
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        argv = [
+            "nsenter", f"--net={self.netns}", *program, "--node", self.name, "--datastore", str(self.datastore),
+            "--run-dir", str(self.run_dir), "--ipv4", ipv4, "--ipv6", ipv6,
+            "--bgp" if bgp else "--no-bgp", "--connect-delay", "0", "--health-port", "0", "--metrics-port", "0",
+        ]  # fmt: skip
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(argv, stdout=log, stderr=log, env=program_environment())
+        try:
+            self._await_ready()
+            yield
+        finally:
+            self._process.terminate()
+            self._process.wait()
+
+    def _await_ready(self) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + READY_SECONDS
+        while not (state := agents.state_of(self.socket)).ready:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                last = (self.log.read_text().strip().splitlines() or [state.why])[-1]
+                raise NotReady(f"the agent of {self.name} is not ready: {last}")
+            time.sleep(0.02)
+
+    def network(self, *, ipv4: bool = True, ipv6: bool = False) -> Network:
+        """The plugin, configured for the families that are wanted."""
+        conf = {
+            "cniVersion": "1.0.0",
+            "name": "k8s-pod-network",
+            "type": "calico",
+            "ipam": {"type": "calico-ipam", "assign_ipv4": str(ipv4).lower(), "assign_ipv6": str(ipv6).lower()},
+            "policy": {"type": "k8s"},
+        }
+        return Network(self._stub, conf, self.netns, {"TORTIE_AGENT_SOCKET": str(self.socket)})
