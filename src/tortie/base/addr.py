@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_address, ip_network
 
 from tortie.base.errors import ConfigError
@@ -11,8 +11,11 @@ from tortie.base.errors import ConfigError
 IP = IPv4Address | IPv6Address
 Net = IPv4Network | IPv6Network
 
+RECENT = 8192
+"""Of what is asked for again and again so much is remembered. What stays is kept by whoever needs it."""
 
-@lru_cache(maxsize=65536)
+
+@lru_cache(maxsize=RECENT)
 def parse_ip(text: str) -> IP:
     """An address, without a zone (`fe80::1%eth0`): that is free text. Raises ConfigError naming the text."""
     try:
@@ -23,25 +26,61 @@ def parse_ip(text: str) -> IP:
     raise ConfigError(f'"{text}" is not an IP address')
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=RECENT)
 def parse_net(text: str) -> Net:
     """A CIDR, or an address meaning its /32 or /128. Host bits must be zero. Raises ConfigError naming the text."""
     try:
         return ip_network(text)
     except ValueError:
         pass
+    raise ConfigError(f'"{text}" has host bits set; the network is "{net_around(text)}"')
+
+
+def net_around(text: str) -> Net:
+    """A CIDR whose host bits do not count: 10.1.2.3/8 is 10.0.0.0/8. Raises ConfigError naming the text."""
     try:
-        right = ip_network(text, strict=False)
+        return ip_network(text, strict=False)
     except ValueError:
         raise ConfigError(f'"{text}" is not a CIDR such as 10.0.0.0/24 or fd00::/64') from None
-    raise ConfigError(f'"{text}" has host bits set; the network is "{right}"')
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=RECENT)
 def host_net(ip: IP) -> Net:
-    """The /32 or /128 of an address; the same object each time, which makes comparing them a look."""
+    """The /32 or /128 of an address; the same object when asked again soon, which makes comparing them a look."""
     # Of a number: ip_network would write the address out and read it again, ten times slower.
-    return IPv4Network(int(ip)) if isinstance(ip, IPv4Address) else IPv6Network(int(ip))
+    return _Host4(int(ip)) if isinstance(ip, IPv4Address) else _Host6(int(ip))
+
+
+class _Host4(IPv4Network):
+    """Hashed and written once, where an address set looks it up and writes it out again and again."""
+
+    def __init__(self, address: int) -> None:
+        super().__init__(address)
+        self._hash = super().__hash__()
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def address(self) -> str:
+        return str(self.network_address)
+
+
+class _Host6(IPv6Network):
+    def __init__(self, address: int) -> None:
+        super().__init__(address)
+        self._hash = super().__hash__()
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def address(self) -> str:
+        return str(self.network_address)
+
+
+HOST_NETS = (_Host4, _Host6)
+"""What `host_net` makes. `address` is its text."""
 
 
 def collapse(nets: Iterable[Net]) -> list[Net]:

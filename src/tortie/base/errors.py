@@ -7,7 +7,10 @@ raised is a bug and ends the process.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+
+TYPE_CHECKING = False  # importing what the names below are from would cost a plugin's start milliseconds
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class TortieError(Exception):
@@ -81,3 +84,14 @@ def suggest(word: str, known: Iterable[str]) -> str:
     if near:
         return f'did you mean "{near[0]}"?'
     return f"known: {', '.join(choices)}" if 0 < len(choices) <= 12 else ""
+
+
+def one_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first expected error of a group; the whole group where there is a bug in it."""
+    expected, bugs = group.split(TortieError)
+    if expected is None or bugs is not None:
+        return group
+    found: BaseException = expected
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
