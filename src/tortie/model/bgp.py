@@ -13,7 +13,10 @@ from tortie.base.errors import ConfigError
 from tortie.model.meta import Kind, Problem, Resource, Value, cidr_problem, duration_problem, ip_problem
 
 DEFAULT_AS = 64512
+"""Of nodes, where neither they nor the cluster's BGPConfiguration say another."""
 AS_DOTTED = re.compile(r"([0-9]{1,5})\.([0-9]{1,5})\Z")
+INTERFACE_PATTERN = re.compile(r"[a-zA-Z0-9_.*-]{1,15}")
+"""What ignoredInterfaces may name."""
 PROGRAM_CLUSTER_ROUTES = Literal["Enabled", "Disabled", "EnabledIPIPOnly", "EnabledNoEncapOnly"]
 
 
@@ -141,7 +144,7 @@ class BGPConfigurationSpec(Value, frozen=True, kw_only=True):
         if self.local_workload_peering_ipv6:
             yield from ip_problem("localWorkloadPeeringIPV6", self.local_workload_peering_ipv6, 6)
         for i, name in enumerate(self.ignored_interfaces):
-            if name == "*" or not re.fullmatch(r"[a-zA-Z0-9_.*-]{1,15}", name):
+            if name == "*" or not INTERFACE_PATTERN.fullmatch(name):
                 yield f"ignoredInterfaces[{i}]", f'"{name}" is not an interface name or pattern'
 
     def _community_problems(self) -> Iterator[Problem]:

@@ -154,7 +154,8 @@ def _metadata_problems(resource: Resource) -> Iterator[tuple[str, str]]:
     elif kind.kind != "IPAMHandle" and not (NAME.match(metadata.name) and len(metadata.name) <= 253):
         yield "metadata.name", f'"{metadata.name}" must be lower-case letters, digits, "-" and ".", at most 253'
     if metadata.namespace and not kind.namespaced:
-        yield "metadata.namespace", f"{kind.kind} is not a namespaced resource"
+        problem = "namespace should not be specified for a non-namespaced resource"
+        yield "metadata.namespace", f"{problem}. {kind.kind} is not a namespaced resource"
     if metadata.namespace and not (SHORT_NAME.match(metadata.namespace) and len(metadata.namespace) <= 63):
         yield "metadata.namespace", f'"{metadata.namespace}" must be lower-case letters, digits and "-", at most 63'
     for key, value in metadata.labels.items():

@@ -18,6 +18,9 @@ Use = Literal["Workload", "Tunnel", "LoadBalancer"]
 BLOCK_SIZE = {4: 26, 6: 122}
 """Default prefix length of a block, by IP version."""
 BLOCK_SIZES = {4: range(20, 33), 6: range(116, 129)}
+ANNOUNCE = "tortie.dev/announce"
+"""The annotation of a LoadBalancer pool that says how its addresses are made known; BGP where it says nothing."""
+ANNOUNCE_CHOICES = ("BGP", "Layer2")
 
 
 class IPPoolSpec(Value, frozen=True, kw_only=True):
@@ -96,6 +99,16 @@ class IPPool(Resource, frozen=True, kw_only=True):
     spec: IPPoolSpec
     status: Any = None
 
+    def problems(self) -> Iterator[Problem]:
+        said = self.metadata.annotations.get(ANNOUNCE)
+        if said is None:
+            return
+        where = f'metadata.annotations["{ANNOUNCE}"]'
+        if said not in ANNOUNCE_CHOICES:
+            yield where, f'"{said}" is not one of {", ".join(ANNOUNCE_CHOICES)}'
+        elif "LoadBalancer" not in self.spec.uses:
+            yield where, "is for pools with allowedUses: [LoadBalancer]"
+
 
 class IPReservationSpec(Value, frozen=True, kw_only=True):
     reserved_cidrs: tuple[str, ...] = field(name="reservedCIDRs", default=())
@@ -123,6 +136,11 @@ class BlockAffinitySpec(Value, frozen=True, kw_only=True):
     state: Literal["", "pending", "confirmed", "pendingDeletion"] = ""
     type: Literal["", "host", "virtual"] = ""
     deleted: bool = False
+
+    @property
+    def owns(self) -> bool:
+        """Whether it makes its node the owner of the block: a pending one does not, nor one of what is no node."""
+        return not self.deleted and self.state in ("", "confirmed") and self.type != "virtual"
 
     def problems(self) -> Iterator[Problem]:
         yield from cidr_problem("cidr", self.cidr)

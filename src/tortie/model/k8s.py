@@ -1,4 +1,4 @@
-"""The Kubernetes objects we act on: Namespace, ServiceAccount, Pod, Node, NetworkPolicy.
+"""The Kubernetes objects we act on: Namespace, ServiceAccount, Pod, Node, NetworkPolicy, and KubeVirt's machines.
 
 Fields that no network cares about are named (so that a misspelt one is found) but not looked into.
 """
@@ -12,7 +12,17 @@ from msgspec import UNSET, UnsetType, field
 
 from tortie.base.addr import parse_net, within
 from tortie.base.errors import ConfigError
-from tortie.model.meta import LABEL_KEY, LABEL_VALUE, Kind, Port, Problem, Resource, Value, cidr_problem
+from tortie.model.meta import (
+    LABEL_KEY,
+    LABEL_VALUE,
+    Kind,
+    OwnerReference,
+    Port,
+    Problem,
+    Resource,
+    Value,
+    cidr_problem,
+)
 from tortie.model.policy import PORT_NAME, protocol_number
 
 Other = Any | UnsetType
@@ -95,6 +105,71 @@ class EnvVar(Value, frozen=True, kw_only=True):
     value_from: Other = UNSET
 
 
+class HTTPHeader(Value, frozen=True, kw_only=True):
+    name: str
+    value: str = ""
+
+
+class HTTPGetAction(Value, frozen=True, kw_only=True):
+    port: int | str
+    path: str = ""
+    host: str = ""
+    scheme: Literal["", "HTTP", "HTTPS"] = ""
+    http_headers: tuple[HTTPHeader, ...] = ()
+
+    def problems(self) -> Iterator[Problem]:
+        yield from _probed_port(self.port)
+
+
+class TCPSocketAction(Value, frozen=True, kw_only=True):
+    port: int | str
+    host: str = ""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from _probed_port(self.port)
+
+
+class ExecAction(Value, frozen=True, kw_only=True):
+    command: tuple[str, ...] = ()
+
+
+def _probed_port(port: int | str) -> Iterator[Problem]:
+    if isinstance(port, int) and not 1 <= port <= 65535:
+        yield "port", f"{port} is not from 1 to 65535"
+    if isinstance(port, str) and not PORT_NAME.match(port):
+        yield "port", f'"{port}" is neither a number nor a port name'
+
+
+class Probe(Value, frozen=True, kw_only=True):
+    """How a container is asked for its health. Times in seconds; the defaults are Kubernetes'."""
+
+    http_get: HTTPGetAction | None = None
+    tcp_socket: TCPSocketAction | None = None
+    exec: ExecAction | None = None
+    grpc: Other = UNSET
+    initial_delay_seconds: int = 0
+    timeout_seconds: int = 1
+    period_seconds: int = 10
+    success_threshold: int = 1
+    failure_threshold: int = 3
+    termination_grace_period_seconds: Other = UNSET
+
+    def problems(self) -> Iterator[Problem]:
+        ways = (self.http_get, self.tcp_socket, self.exec, None if self.grpc is UNSET else self.grpc)
+        if sum(way is not None for way in ways) != 1:
+            yield "", "give one of httpGet, tcpSocket, exec, grpc"
+        if self.initial_delay_seconds < 0:
+            yield "initialDelaySeconds", f"{self.initial_delay_seconds} is negative"
+        for name, value in (
+            ("timeoutSeconds", self.timeout_seconds),
+            ("periodSeconds", self.period_seconds),
+            ("successThreshold", self.success_threshold),
+            ("failureThreshold", self.failure_threshold),
+        ):
+            if value < 1:
+                yield name, f"{value} is not at least 1"
+
+
 class Container(Value, frozen=True, kw_only=True):
     name: str
     image: str = ""
@@ -111,7 +186,7 @@ class Container(Value, frozen=True, kw_only=True):
     volume_mounts: Other = UNSET
     volume_devices: Other = UNSET
     liveness_probe: Other = UNSET
-    readiness_probe: Other = UNSET
+    readiness_probe: Probe | UnsetType = UNSET
     startup_probe: Other = UNSET
     lifecycle: Other = UNSET
     termination_message_path: Other = UNSET
@@ -179,6 +254,16 @@ class PodIP(Value, frozen=True, kw_only=True):
     ip: str = ""
 
 
+class PodCondition(Value, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """`status` is True, False or Unknown."""
+
+    type: str = ""
+    status: str = ""
+    reason: str = ""
+    message: str = ""
+    last_transition_time: str = ""
+
+
 class PodStatus(Value, frozen=True, kw_only=True, forbid_unknown_fields=False):
     """What the lab and Kubernetes write back; fields that we do not use are dropped."""
 
@@ -189,6 +274,7 @@ class PodStatus(Value, frozen=True, kw_only=True, forbid_unknown_fields=False):
     pod_ips: tuple[PodIP, ...] = field(name="podIPs", default=())
     host_ip: str = field(name="hostIP", default="")
     start_time: str = ""
+    conditions: tuple[PodCondition, ...] = ()
 
 
 class Pod(Resource, frozen=True, kw_only=True):
@@ -203,6 +289,14 @@ class Pod(Resource, frozen=True, kw_only=True):
     @property
     def finished(self) -> bool:
         return self.status.phase in ("Succeeded", "Failed")
+
+    @property
+    def ready(self) -> bool:
+        """What its condition Ready says; where it has none, it is ready when it runs and has an address."""
+        for one in self.status.conditions:
+            if one.type == "Ready":
+                return one.status == "True"
+        return self.status.phase == "Running" and bool(self.status.pod_ip or self.status.pod_ips)
 
 
 class K8sNodeSpec(Value, frozen=True, kw_only=True):
@@ -300,3 +394,43 @@ class K8sNetworkPolicy(Resource, frozen=True, kw_only=True):
     )
     spec: K8sNetworkPolicySpec = K8sNetworkPolicySpec()
     status: Any = None
+
+
+class VirtualMachine(Resource, frozen=True, kw_only=True):
+    """A machine of KubeVirt's, running or not. Its instance and its instance's pods have its name in theirs."""
+
+    KIND: ClassVar[Kind] = Kind(
+        api_version="kubevirt.io/v1",
+        kind="VirtualMachine",
+        plural="virtualmachines",
+        namespaced=True,
+        aliases=("virtualmachine", "vm", "vms"),
+    )
+    spec: Any = None
+    status: Any = None
+
+
+class VirtualMachineInstance(Resource, frozen=True, kw_only=True):
+    """A machine that runs. It outlives its pods: after a migration or a restart it has another one."""
+
+    KIND: ClassVar[Kind] = Kind(
+        api_version="kubevirt.io/v1",
+        kind="VirtualMachineInstance",
+        plural="virtualmachineinstances",
+        namespaced=True,
+        aliases=("virtualmachineinstance", "vmi", "vmis"),
+    )
+    spec: Any = None
+    status: Any = None
+
+    @property
+    def machine(self) -> OwnerReference | None:
+        """The VirtualMachine that it is of, if it is of one."""
+        owners = self.metadata.owner_references
+        return next((owner for owner in owners if owner.kind == VirtualMachine.KIND.kind), None)
+
+    @property
+    def node(self) -> str:
+        """Where it runs, as KubeVirt says; "" while it does not say."""
+        status = self.status if isinstance(self.status, dict) else {}
+        return str(status.get("nodeName") or "")

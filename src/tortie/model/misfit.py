@@ -96,7 +96,7 @@ def _problem(value: Any, expected: Any) -> str:
     literals = [word for choice, _ in choices if get_origin(choice) is Literal for word in get_args(choice)]
     found = shown(value)
     if literals:
-        words = ", ".join(str(word) for word in literals)
+        words = ", ".join(str(word) for word in literals if word != "")
         return f"{found} is not one of {words}" if _scalar(value) else f"is {found}, must be one of {words}"
     for choice, limits in choices:
         if limits is not None and type(value) is choice and limits.ge is not None:

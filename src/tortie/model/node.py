@@ -9,8 +9,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, field
 
-from tortie.model.bgp import as_problem
+from tortie.model.bgp import PROGRAM_CLUSTER_ROUTES, as_problem
 from tortie.model.meta import Kind, Port, Problem, Resource, Value, cidr_problem, duration_problem, ip_problem
+
+Mtu = Annotated[int, Meta(ge=0, le=65535)]
+"""Bytes; 0 is for the agent to find out."""
 
 
 def interface_problem(path: str, text: str, version: int) -> Iterator[Problem]:
@@ -163,6 +166,7 @@ class FelixConfigurationSpec(Value, frozen=True, kw_only=True):
     failsafe_inbound_host_ports: tuple[ProtocolPort, ...] | None = None
     failsafe_outbound_host_ports: tuple[ProtocolPort, ...] | None = None
     node_selector: str = ""
+    workload_source_spoofing: Literal["Disabled", "Any"] | None = None
     # Accepted and kept; the agent says once at start which of them it does not act on.
     chain_insert_mode: Any = None
     iptables_filter_allow_action: Any = None
@@ -181,11 +185,10 @@ class FelixConfigurationSpec(Value, frozen=True, kw_only=True):
     log_severity_file: Any = None
     log_severity_sys: Any = None
     log_debug_filename_regex: Any = None
-    workload_source_spoofing: Any = None
     floating_ips: Literal["Enabled", "Disabled"] | None = field(name="floatingIPs", default=None)
     nat_port_range: Any = None
     kube_node_port_ranges: Any = None
-    service_loop_prevention: Any = None
+    service_loop_prevention: Literal["Drop", "Reject", "Disabled"] | None = None
     ipsets_refresh_interval: Any = None
     nftables_mode: Any = None
     nftables_flow_table_offload: Any = None
@@ -199,19 +202,19 @@ class FelixConfigurationSpec(Value, frozen=True, kw_only=True):
     route_table_ranges: Any = None
     route_table_range: Any = None
     route_source: Any = None
-    program_cluster_routes: Any = None
+    program_cluster_routes: PROGRAM_CLUSTER_ROUTES | None = None
     route_sync_disabled: Any = None
-    mtu_iface_pattern: Any = None
-    vxlan_enabled: Any = None
-    ipip_enabled: Any = None
-    vxlan_vni: Any = field(name="vxlanVNI", default=None)
-    vxlan_mtu: Any = field(name="vxlanMTU", default=None)
-    vxlan_mtu_v6: Any = field(name="vxlanMTUV6", default=None)
-    ipip_mtu: Any = field(name="ipipMTU", default=None)
-    wireguard_mtu: Any = field(name="wireguardMTU", default=None)
-    wireguard_mtu_v6: Any = field(name="wireguardMTUV6", default=None)
-    wireguard_enabled: Any = None
-    wireguard_enabled_v6: Any = None
+    mtu_iface_pattern: str = ""
+    vxlan_enabled: bool | None = None
+    ipip_enabled: bool | None = None
+    vxlan_vni: Annotated[int, Meta(ge=0, le=(1 << 24) - 1)] | None = field(name="vxlanVNI", default=None)
+    vxlan_mtu: Mtu | None = field(name="vxlanMTU", default=None)
+    vxlan_mtu_v6: Mtu | None = field(name="vxlanMTUV6", default=None)
+    ipip_mtu: Mtu | None = field(name="ipipMTU", default=None)
+    wireguard_mtu: Mtu | None = field(name="wireguardMTU", default=None)
+    wireguard_mtu_v6: Mtu | None = field(name="wireguardMTUV6", default=None)
+    wireguard_enabled: bool | None = None
+    wireguard_enabled_v6: bool | None = None
     wireguard_host_encryption_enabled: Any = None
     wireguard_interface_name: Any = None
     wireguard_interface_name_v6: Any = None
@@ -333,6 +336,11 @@ class FelixConfigurationSpec(Value, frozen=True, kw_only=True):
                 yield "interfacePrefix", f'"{prefix}" is not the beginning of an interface name'
 
 
+ESTABLISHED_FLOWS = "tortie.dev/established-flows"
+"""The annotation of a FelixConfiguration that says what becomes of flows which a new policy forbids."""
+ESTABLISHED_FLOWS_CHOICES = ("Keep", "Cut")
+
+
 class FelixConfiguration(Resource, frozen=True, kw_only=True):
     KIND: ClassVar[Kind] = Kind(
         api_version="projectcalico.org/v3",
@@ -345,3 +353,6 @@ class FelixConfiguration(Resource, frozen=True, kw_only=True):
     def problems(self) -> Iterator[Problem]:
         if self.name != "default" and not self.name.startswith("node.") and not self.spec.node_selector:
             yield "metadata.name", f'"{self.name}" must be "default" or "node.<node name>", or have spec.nodeSelector'
+        said = self.metadata.annotations.get(ESTABLISHED_FLOWS)
+        if said is not None and said not in ESTABLISHED_FLOWS_CHOICES:
+            yield f'metadata.annotations["{ESTABLISHED_FLOWS}"]', f'"{said}" is not one of Keep, Cut'

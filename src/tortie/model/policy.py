@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from msgspec import Meta, field
 
 from tortie.base.addr import parse_net
-from tortie.base.errors import ConfigError, suggest
+from tortie.base.errors import ConfigError
 from tortie.model.meta import SHORT_NAME, Kind, Problem, Resource, Value, cidr_problem
 
 Action = Literal["Allow", "Deny", "Log", "Pass"]
@@ -100,6 +100,10 @@ class HTTPMatch(Value, frozen=True, kw_only=True):
     methods: Annotated[tuple[str, ...], Meta(max_length=20)] = ()
     paths: Annotated[tuple[HTTPPath, ...], Meta(max_length=20)] = ()
 
+    def problems(self) -> Iterator[Problem]:
+        if len(set(self.methods)) != len(self.methods):
+            yield "methods", "names a method twice"
+
 
 class EntityRule(Value, frozen=True, kw_only=True):
     """One side of a rule. Everything that is present must match."""
@@ -141,6 +145,8 @@ class EntityRule(Value, frozen=True, kw_only=True):
             return
         if not self.services.name:
             yield "services.name", "is required"
+        elif len(self.services.name) > 253:
+            yield "services.name", f"has {len(self.services.name)} characters, at most 253 are allowed"
         for name in ("selector", "not_selector", "namespace_selector", "service_accounts", "nets", "not_nets"):
             if getattr(self, name):
                 yield "services", f"cannot be combined with {name.replace('_', ' ')}"
@@ -191,6 +197,9 @@ class Rule(Value, frozen=True, kw_only=True):
             yield "ipVersion", f"{self.ip_version} does not go with protocol {self.protocol}"
         elif families and (self.ip_version or implied) and families != {self.ip_version or implied}:
             yield "ipVersion", f"the rule is for IPv{self.ip_version or implied}, its networks are not"
+        for name in ("ports", "not_ports"):
+            if self.destination.services is not None and getattr(self.destination, name):
+                yield "destination.services", f"cannot be combined with {name.replace('_', ' ')}"
         if self.http is not None and (self.action != "Allow" or number not in (None, 6)):
             yield "http", "goes with action Allow and protocol TCP only"
 
@@ -226,14 +235,21 @@ class PolicySpec(Value, frozen=True, kw_only=True):
         yield from selector_problem("serviceAccountSelector", self.service_account_selector)
         if len(set(self.types)) != len(self.types):
             yield "types", "names a direction twice"
-        for i, rule in enumerate(self.ingress):
-            if rule.destination.services is not None:
-                yield f"ingress[{i}].destination.services", "only in the source of ingress rules"
-        for i, rule in enumerate(self.egress):
-            if rule.source.services is not None:
-                yield f"egress[{i}].source.services", "only in the destination of egress rules"
-            if rule.http is not None:
-                yield f"egress[{i}].http", "only in ingress rules"
+        if len(self.performance_hints) > 1:
+            yield "performanceHints", "names a hint twice"
+        yield from _rule_problems(self.ingress, self.egress)
+
+
+def _rule_problems(ingress: Rules, egress: Rules) -> Iterator[Problem]:
+    """What may stand in rules of one direction only."""
+    for i, rule in enumerate(ingress):
+        if rule.destination.services is not None:
+            yield f"ingress[{i}].destination.services", "only in the source of ingress rules"
+    for i, rule in enumerate(egress):
+        if rule.source.services is not None:
+            yield f"egress[{i}].source.services", "only in the destination of egress rules"
+        if rule.http is not None:
+            yield f"egress[{i}].http", "only in ingress rules"
 
 
 class NetworkPolicySpec(PolicySpec, frozen=True, kw_only=True):
@@ -255,11 +271,16 @@ class GlobalNetworkPolicySpec(PolicySpec, frozen=True, kw_only=True):
             yield "applyOnForward", "must be true with doNotTrack or preDNAT"
         if self.pre_dnat and (self.egress or "Egress" in self.types):
             yield "egress", "a preDNAT policy has ingress rules only"
-        for name, rules in (("ingress", self.ingress), ("egress", self.egress)):
-            for i, rule in enumerate(rules):
-                for side, entity in (("source", rule.source), ("destination", rule.destination)):
-                    if entity.services is not None and not entity.services.namespace:
-                        yield f"{name}[{i}].{side}.services.namespace", "is required in a global policy"
+        yield from _without_namespace(self.ingress, self.egress, "a global policy")
+
+
+def _without_namespace(ingress: Rules, egress: Rules, where: str) -> Iterator[Problem]:
+    """Where there is no own namespace, a service has to say its."""
+    for name, rules in (("ingress", ingress), ("egress", egress)):
+        for i, rule in enumerate(rules):
+            for side, entity in (("source", rule.source), ("destination", rule.destination)):
+                if entity.services is not None and not entity.services.namespace:
+                    yield f"{name}[{i}].{side}.services.namespace", f"is required in {where}"
 
 
 class NetworkPolicy(Resource, frozen=True, kw_only=True):
@@ -317,6 +338,10 @@ class ProfileSpec(Value, frozen=True, kw_only=True):
     egress: Rules = ()
     labels_to_apply: dict[str, str] = field(default_factory=dict)
 
+    def problems(self) -> Iterator[Problem]:
+        yield from _rule_problems(self.ingress, self.egress)
+        yield from _without_namespace(self.ingress, self.egress, "a profile")
+
 
 class Profile(Resource, frozen=True, kw_only=True):
     KIND: ClassVar[Kind] = Kind(
@@ -345,8 +370,3 @@ BUILT_IN_TIERS: tuple[tuple[str, float, Literal["Deny", "Pass"]], ...] = (
     ("kube-baseline", 1e7, "Pass"),
 )
 """Name, order, default action; they exist always and cannot be deleted."""
-
-
-def action_hint(word: str) -> str:
-    """What an unknown action may have meant."""
-    return suggest(word, ("Allow", "Deny", "Log", "Pass"))
