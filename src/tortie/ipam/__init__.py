@@ -6,6 +6,7 @@
          └─ 10.0.3.70 ◄── IPAMHandle        what a pod holds, by block, so that it can be released without knowing where
 
 `owner`, `names`, `block`, `pools`, `check` and `usage` decide on values. `ledger`, `affinity`, `search`, `fill` and
-`release` are the thin flows that read, decide and write by compare-and-swap; `assign` is where callers come in. Nothing
-depends on a lock: any number of processes on any number of nodes may work at once, and any of them may die anywhere.
+`release` are the thin flows that read, decide and write by compare-and-swap; `assign` is where callers come in, with
+`tunnel` for what nodes hold themselves, `vm` for virtual machines and `retire` for pools that go. Nothing depends on a
+lock: any number of processes on any number of nodes may work at once, and any of them may die anywhere.
 """

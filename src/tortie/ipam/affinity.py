@@ -17,7 +17,7 @@ from contextlib import suppress
 
 from msgspec.structs import replace
 
-from tortie.base.addr import Net, parse_net
+from tortie.base.addr import Net, parse_net, within
 from tortie.base.errors import ConfigError, Conflict, Exists, NotFound, TortieError
 from tortie.ipam import names
 from tortie.ipam.block import is_empty
@@ -203,6 +203,13 @@ async def claim_net(
     return tuple(ours), tuple(others)
 
 
+async def release_pool(ledger: Ledger, net: Net) -> tuple[TortieError, ...]:
+    """Ends all claims to blocks of a pool, whoever's; returns what went wrong."""
+    affinities = await ledger.all_affinities()
+    inside = [each for each in affinities if within(parse_net(each.spec.cidr), net)]
+    return await release_each(ledger, inside, require_empty=False)
+
+
 async def release_each(
     ledger: Ledger, affinities: Iterable[BlockAffinity], *, require_empty: bool
 ) -> tuple[TortieError, ...]:
@@ -232,10 +239,17 @@ async def _release_surely(ledger: Ledger, affinity: BlockAffinity, require_empty
     raise exhausted(f"release the affinity of {owner} to {net}")
 
 
-async def label(ledger: Ledger, owner: Owner) -> None:
-    """Gives affinities of an owner the labels that others find them by, where an older version left them out."""
+async def label(ledger: Ledger, owner: Owner) -> bool:
+    """Gives affinities of an owner the labels that others find them by, where an older version left them out. False if
+    one of them changed meanwhile."""
+    done = True
     for affinity in await ledger.affinities(owner):
         labels = names.affinity_labels(owner, parse_net(affinity.spec.cidr).version)
         if names.AFFINITY_TYPE not in affinity.labels:
-            with suppress(NotFound, Conflict):
+            try:
                 await ledger.store.update(changed(affinity, labels=affinity.labels | labels))
+            except NotFound:
+                continue
+            except Conflict:
+                done = False
+    return done

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from tortie.base.addr import IP, nth
 from tortie.base.errors import ConfigError
 from tortie.ipam.block import WINDOWS_RESERVED, Release
-from tortie.ipam.names import handle_name
+from tortie.ipam.names import handle_name, machine_network
 from tortie.ipam.owner import Owner
 from tortie.model.ipam import AllocationAttribute, IPAMBlock
 
@@ -24,6 +24,9 @@ TUNNEL_TYPES = frozenset(
     }
 )
 """What Calico notes as `type` with the addresses that nodes hold themselves."""
+
+READY_TYPE = "readyAddress"
+"""What an agent notes as `type` with an address that it holds ready."""
 
 Key = tuple[IP, str | None, int | None]
 """One assignment of one address: the same address given again has another sequence number."""
@@ -42,6 +45,8 @@ class Allocation:
     attrs: Mapping[str, str]
     sequence: int | None
     released_at: str | None = None
+    alternate: Mapping[str, str] = field(default_factory=dict)
+    """What is noted of the pod to which its virtual machine moves."""
 
     @property
     def key(self) -> Key:
@@ -77,9 +82,27 @@ class Allocation:
         return (namespace, pod) if namespace and pod else None
 
     @property
+    def machine(self) -> tuple[str, str] | None:
+        """Namespace and name of the virtual machine that it was assigned to, if that is noted."""
+        for attrs in (self.attrs, self.alternate):
+            if "vmi-name" in attrs:
+                return attrs.get("namespace", ""), attrs["vmi-name"]
+        return None
+
+    @property
+    def of_machine(self) -> bool:
+        """Whether a virtual machine holds it, noted or by its handle: between two of its pods nothing is noted."""
+        return self.machine is not None or machine_network(self.handle or "") is not None
+
+    @property
     def tunnel(self) -> bool:
         """Whether a node holds it for a tunnel."""
         return self.attrs.get("type", "") in TUNNEL_TYPES
+
+    @property
+    def ready(self) -> bool:
+        """Whether a node holds it for pods to come."""
+        return self.attrs.get("type", "") == READY_TYPE
 
     @property
     def borrowed(self) -> bool:
@@ -136,4 +159,5 @@ def allocations(blocks: Iterable[IPAMBlock]) -> Iterator[Allocation]:
                 attrs=held.secondary,
                 sequence=spec.sequence_number_for_allocation.get(str(slot)),
                 released_at=held.released_at,
+                alternate=held.alternate_owner_attrs,
             )

@@ -8,20 +8,24 @@ assign_ip   ─► this very address, in a block of whoever owns it, or in a new
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Literal
 
 from tortie.base.addr import IP, Net, parse_net, within
 from tortie.base.errors import ConfigError, Conflict, NotFound, TortieError, Unavailable
 from tortie.ipam import affinity as claims
-from tortie.ipam.block import Release, assign, attribute, check_affinity, ips_of, ordinal
-from tortie.ipam.fill import Fill, Holder, Interface, Share
+from tortie.ipam.block import CoolingDown, HostReserved, Release, assign, attribute, check_affinity, free_count, ordinal
+from tortie.ipam.fill import Fill, Holder, Interface, Share, held_by
+from tortie.ipam.handover import Transfer, hand_over
 from tortie.ipam.ledger import ATTEMPTS, Ledger, exhausted, pause
+from tortie.ipam.memory import Memory
 from tortie.ipam.owner import Owner, confirmed
 from tortie.ipam.pools import (
+    LONGEST,
     Asker,
     Choice,
     Matches,
@@ -33,8 +37,9 @@ from tortie.ipam.pools import (
     pool_of,
     resolve,
 )
+from tortie.ipam.ready import Order
 from tortie.ipam.release import Released, release_by_handle, release_ips
-from tortie.ipam.search import Ground
+from tortie.ipam.search import Claims, Ground, NoBlock, Search
 from tortie.model.ipam import (
     AllocationAttribute,
     BlockAffinity,
@@ -78,7 +83,6 @@ class Facts:
     pools: tuple[IPPool, ...]
     reserved: Reserved
     node_labels: Mapping[str, str]
-    affinities: tuple[BlockAffinity, ...]
 
 
 class Ipam:
@@ -101,6 +105,7 @@ class Ipam:
         self._now = now
         self._matches = matches
         self._turn = asyncio.Lock()
+        self._memory = Memory()
 
     async def config(self) -> IPAMConfigSpec:
         """The cluster's IPAM configuration, or the defaults."""
@@ -109,8 +114,12 @@ class Ipam:
         except NotFound:
             return IPAMConfigSpec()
 
-    async def _ledger(self) -> Ledger:
-        return Ledger(self._store, self._now, (await self.config()).ip_cooldown_seconds)
+    async def ledger(self) -> Ledger:
+        """What writes blocks and handles, with the cluster's cooldown."""
+        return self._ledger(await self.config())
+
+    def _ledger(self, config: IPAMConfigSpec, kept: HostReserved | None = None) -> Ledger:
+        return Ledger(self._store, self._now, config.ip_cooldown_seconds, kept, self._memory)
 
     async def auto_assign(
         self,
@@ -124,8 +133,11 @@ class Ipam:
         use: Use = "Workload",
         namespace_labels: Mapping[str, str] | None = None,
         max_blocks: int = 0,
+        max_per_handle: int = 0,
+        kept: HostReserved | None = None,
     ) -> Assignment:
         """As many of the wanted addresses as there are. Pools are given by CIDR or name; none: those that select us.
+        A handle that has `max_per_handle` addresses of a family gets those. Of new blocks the host keeps `kept`.
 
         Raises ConfigError when no pool can serve a family (then nothing is assigned), NotFound without Node.
         What goes wrong later is in the shares, as are the addresses that were assigned before.
@@ -134,16 +146,19 @@ class Ipam:
             facts = await self._facts()
             asker = Asker(self.owner.name, facts.node_labels, namespace_labels, use)
             wishes = [
-                (version, wanted, self._choice(facts, version, wanted, entries, asker))
+                (version, wanted, self._choice(facts, version, entries, asker, kept) if wanted else None)
                 for version, wanted, entries in ((4, num4, pools4), (6, num6, pools6))
             ]
-            holder = Holder(handle, attrs)
+            holder = Holder(handle, attrs, max_per_handle)
             shares: list[Share] = []
             for version, wanted, choice in wishes:
                 if choice is None or any(share.error for share in shares):
                     shares.append(Share(version, wanted))
                 else:
-                    shares.append(await self._share(facts, choice, version, wanted, holder, max_blocks))
+                    ledger = self._ledger(facts.config, kept)
+                    ground, own = self._ground(ledger, facts, choice, version, max_blocks)
+                    filling = Fill(ledger, ground, facts.config.strict_affinity, holder)
+                    shares.append(await filling.run(version, wanted, own))
             return Assignment(shares[0], shares[1], handle)
 
     async def all_or_nothing(self, got: Assignment) -> tuple[Interface, ...]:
@@ -154,18 +169,16 @@ class Ipam:
         if failed is None:
             return got.ips
         with suppress(TortieError):
-            await self.release_ips([Release(each.ip, got.handle) for each in got.ips])
+            new = (each for share in got.shares if not share.had for each in share.ips)
+            await self.release_ips([Release(each.ip, got.handle) for each in new])
         reason = "" if failed.error is None or str(failed.error) in failed.messages else f"; {failed.error}"
         raise Unavailable(f"failed to request IPv{failed.version} addresses: {failed}{reason}") from failed.error
 
     async def _facts(self) -> Facts:
-        ledger = Ledger(self._store, self._now)
         config = await self.config()
         pools = (await self._store.list(IPPool)).items
         reservations = (await self._store.list(IPReservation)).items
-        affinities = await ledger.affinities(self.owner)
-        labels = await self._node_labels()
-        return Facts(config, pools, Reserved.of(reservations), labels, tuple(affinities))
+        return Facts(config, pools, Reserved.of(reservations), await self._node_labels())
 
     async def _node_labels(self) -> Mapping[str, str]:
         if self.owner.type == "virtual":
@@ -175,27 +188,33 @@ class Ipam:
         except NotFound:
             raise NotFound(f"assign addresses: there is no Node {self.owner.name}; its agent registers it") from None
 
-    def _choice(self, facts: Facts, version: int, wanted: int, entries: Sequence[str], asker: Asker) -> Choice | None:
-        if not wanted:
-            return None
+    def _choice(
+        self, facts: Facts, version: int, entries: Sequence[str], asker: Asker, kept: HostReserved | None
+    ) -> Choice:
         requested = resolve(entries, facts.pools, version)
-        return choose(facts.pools, version, requested, asker, self._matches)
+        longest = LONGEST if kept is None else kept.max_prefixlen(32 if version == 4 else 128)
+        return choose(facts.pools, version, requested, asker, self._matches, longest)
 
-    async def _share(
-        self, facts: Facts, choice: Choice, version: int, wanted: int, holder: Holder, max_blocks: int
-    ) -> Share:
-        """Runs one family; first lets go of blocks in pools that this node has no place in any more."""
-        ledger = Ledger(self._store, self._now, facts.config.ip_cooldown_seconds)
+    async def _claims(self, ledger: Ledger, facts: Facts, choice: Choice, version: int) -> Claims:
+        """The host's blocks in one family; lets go of those in pools that this node has no place in any more."""
         own: list[BlockAffinity] = []
-        for affinity in facts.affinities:
+        taken: list[Net] = []
+        for affinity in await ledger.all_affinities():
             net = parse_net(affinity.spec.cidr)
-            if net.version != version:
+            taken.append(net)
+            if net.version != version or Owner.of(affinity) != self.owner:
                 continue
             if pool_of(choice.allowed, net) is not None:
                 own.append(affinity)
             elif left_behind(net, choice, facts.pools, facts.node_labels, self._matches):
                 with suppress(Conflict):
                     await claims.release(ledger, self.owner, net, require_empty=True)
+        return Claims(tuple(own), frozenset(taken))
+
+    def _ground(
+        self, ledger: Ledger, facts: Facts, choice: Choice, version: int, max_blocks: int
+    ) -> tuple[Ground, Callable[[], Awaitable[Claims]]]:
+        """Where to look in one family, and how to list what the host has there."""
         limits = [limit for limit in (max_blocks, facts.config.max_blocks_per_host) if limit]
         ground = Ground(
             owner=self.owner,
@@ -205,7 +224,73 @@ class Ipam:
             auto_allocate=facts.config.auto_allocate,
             seed=int(self._now().timestamp() * 1_000_000),
         )
-        return await Fill(ledger, ground, facts.config.strict_affinity, holder).run(version, wanted, own)
+        return ground, partial(self._claims, ledger, facts, choice, version)
+
+    async def ensure_block(
+        self,
+        kept4: HostReserved | None = None,
+        kept6: HostReserved | None = None,
+        *,
+        pools4: Sequence[str] = (),
+        pools6: Sequence[str] = (),
+        use: Use = "Workload",
+    ) -> tuple[Net | None, Net | None]:
+        """A block of each family of which the host keeps something, full or not, claimed if the host has none yet.
+
+        A Windows host asks for it before its first pod, to set its network up. Raises ConfigError without a pool,
+        NotFound without Node, BlockLimit and NoBlock when there is no block to be had.
+        """
+        async with self._turn:
+            facts = await self._facts()
+            asker = Asker(self.owner.name, facts.node_labels, None, use)
+            nets: list[Net | None] = []
+            for version, kept, entries in ((4, kept4, pools4), (6, kept6, pools6)):
+                if kept is None:
+                    nets.append(None)
+                    continue
+                choice = self._choice(facts, version, entries, asker, kept)
+                ledger = self._ledger(facts.config, kept)
+                ground, own = self._ground(ledger, facts, choice, version, 0)
+                block = await Search(ledger, ground, own).next(least=0)
+                if block is None:
+                    raise NoBlock(f"failed to find or claim an IPv{version} block: no pool has a free one")
+                nets.append(block.spec.net)
+            return nets[0], nets[1]
+
+    async def lay_in(
+        self, version: int, pools: Sequence[str], wanted: Order, *, handle: str, attrs: Mapping[str, str]
+    ) -> Share:
+        """Addresses of these pools for pods to come, from blocks of this node only: fewer when they have no more.
+
+        Raises ConfigError when no pool can serve the family, NotFound without Node.
+        """
+        async with self._turn:
+            facts = await self._facts()
+            asker = Asker(self.owner.name, facts.node_labels, None, "Workload")
+            choice = self._choice(facts, version, pools, asker, None)
+            ledger = self._ledger(facts.config)
+            ground, own = self._ground(ledger, facts, choice, version, 0)
+            if not wanted.claim:
+                ground = replace(ground, auto_allocate=False)
+            filling = Fill(ledger, ground, True, Holder(handle, attrs), wanted.ahead)
+            return await filling.run(version, wanted.wanted, own)
+
+    async def hand_over(self, giver: str, transfers: Sequence[Transfer]) -> tuple[IP, ...]:
+        """Makes addresses of one handle those of others, block by block; returns those that are another's by now.
+
+        Raises Unavailable, Conflict, and then may be done again.
+        """
+        async with self._turn:
+            return await hand_over(await self.ledger(), self.owner, giver, transfers)
+
+    async def free_at_hand(self, nets: Iterable[Net]) -> int:
+        """How many free addresses this node's blocks in some networks have, reserved ones among them."""
+        ledger, nets, free = await self.ledger(), list(nets), 0
+        for own in await self.host_blocks():
+            with suppress(NotFound):
+                if any(within(own, net) for net in nets):
+                    free += free_count((await ledger.block(own)).spec)
+        return free
 
     async def assign_ip(self, ip: IP, *, handle: str | None, attrs: Mapping[str, str], use: Use | None = None) -> None:
         """This very address, even from a pool that does not select this node, and even if it is reserved.
@@ -221,7 +306,7 @@ class Ipam:
                 raise ConfigError(f"The provided IP address is not in a configured pool: {ip}")
             if use is not None and use not in pool.spec.uses:
                 raise ConfigError(f'pool {pool.name} ({pool.spec.cidr}) of {ip} does not have allowedUses "{use}"')
-            ledger, net = Ledger(self._store, self._now, config.ip_cooldown_seconds), block_net(pool, ip)
+            ledger, net = self._ledger(config), block_net(pool, ip)
             for tried in range(ATTEMPTS):
                 await pause(tried)
                 with suppress(Conflict):
@@ -233,34 +318,44 @@ class Ipam:
             raise exhausted(f"assign {ip}")
 
     async def _block_at(self, ledger: Ledger, net: Net) -> IPAMBlock:
-        """The block that is there, or one claimed by us. Raises Conflict when another is faster."""
+        """The block that is there, or one claimed by us; a claim of ours that was cut short is finished.
+
+        Raises Conflict when another is faster.
+        """
         try:
-            return await ledger.block(net)
+            block = await ledger.block(net)
         except NotFound:
             return await claims.obtain(ledger, self.owner, net)
+        if block.spec.affinity == str(self.owner):
+            with suppress(NotFound):
+                affinity = await ledger.affinity(self.owner, net)
+                return block if confirmed(affinity) else await claims.block_of(ledger, affinity)
+        return block
 
     async def release_ips(self, releases: Iterable[Release]) -> Released:
         """Releases addresses; those of one block succeed or fail together."""
         async with self._turn:
-            return await release_ips(await self._ledger(), tuple(releases), self._matches)
+            return await release_ips(await self.ledger(), tuple(releases), self._matches)
 
     async def release_by_handle(self, handle: str) -> None:
         """Releases everything that a handle holds. Raises NotFound if there is no such handle."""
         async with self._turn:
-            await release_by_handle(await self._ledger(), handle, self._matches)
+            await release_by_handle(await self.ledger(), handle, self._matches)
+
+    async def count_what_is_held(self, handle: str) -> None:
+        """Counts down what a crash has left a handle of this node's own counting too many."""
+        async with self._turn:
+            await (await self.ledger()).count_what_is_held(handle)
 
     async def ips_by_handle(self, handle: str) -> tuple[IP, ...]:
         """The addresses that a handle holds, IPv4 first. Raises NotFound if there is no such handle."""
-        ledger = await self._ledger()
-        found: list[IP] = []
-        for cidr in (await ledger.handle(handle)).spec.block:
-            with suppress(NotFound):
-                found += ips_of((await ledger.block(parse_net(cidr))).spec, handle)
-        return tuple(sorted(found, key=lambda ip: (ip.version, int(ip))))
+        ledger = await self.ledger()
+        await ledger.handle(handle)
+        return tuple(each.ip for each in await held_by(ledger, handle))
 
     async def attributes_of(self, ip: IP) -> AllocationAttribute:
-        """Who holds an address. Raises NotFound if nobody does, Unavailable while it cools down."""
-        ledger = await self._ledger()
+        """Who holds an address. Raises NotFound if nobody does, CoolingDown after its release."""
+        ledger = await self.ledger()
         pool = pool_of((each for each in (await self._store.list(IPPool)).items if allocatable(each)), ip)
         if pool is None:
             raise NotFound(f"{ip} is not in an enabled pool")
@@ -272,7 +367,7 @@ class Ipam:
         if held is None:
             raise NotFound(f"{ip} is not assigned")
         if held.released_at:
-            raise Unavailable(f"{ip} is in cooldown: released at {held.released_at}")
+            raise CoolingDown(f"{ip} is in cooldown: released at {held.released_at}")
         return held
 
     async def host_blocks(self) -> tuple[Net, ...]:
@@ -283,23 +378,21 @@ class Ipam:
     async def claim_affinity(self, net: Net) -> tuple[tuple[Net, ...], tuple[Net, ...]]:
         """Claims all blocks in a network for this node: (ours, those of others). Raises ConfigError."""
         pools = [pool for pool in (await self._store.list(IPPool)).items if allocatable(pool)]
-        return await claims.claim_net(await self._ledger(), self.owner, net, pools)
+        return await claims.claim_net(await self.ledger(), self.owner, net, pools)
 
     async def release_affinity(self, net: Net, *, require_empty: bool) -> None:
         """Ends this node's claim to a block. Raises NotEmpty, ClaimedElsewhere, Conflict."""
-        await claims.release(await self._ledger(), self.owner, net, require_empty=require_empty)
+        await claims.release(await self.ledger(), self.owner, net, require_empty=require_empty)
 
     async def release_host_affinities(self, *, require_empty: bool) -> tuple[TortieError, ...]:
         """Ends this node's claim to all its blocks, as far as that goes; returns what went wrong."""
-        ledger = await self._ledger()
+        ledger = await self.ledger()
         return await claims.release_each(ledger, await ledger.affinities(self.owner), require_empty=require_empty)
 
     async def release_pool_affinities(self, net: Net) -> tuple[TortieError, ...]:
         """Ends all claims to blocks of a pool, whoever's; returns what went wrong."""
-        affinities = (await self._store.list(BlockAffinity)).items
-        inside = [each for each in affinities if within(parse_net(each.spec.cidr), net)]
-        return await claims.release_each(await self._ledger(), inside, require_empty=False)
+        return await claims.release_pool(await self.ledger(), net)
 
-    async def label_affinities(self) -> None:
-        """Labels the affinities of this node that an older version left without."""
-        await claims.label(await self._ledger(), self.owner)
+    async def label_affinities(self) -> bool:
+        """Labels the affinities of this node that an older version left without. False: do it again."""
+        return await claims.label(await self.ledger(), self.owner)

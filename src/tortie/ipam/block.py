@@ -28,8 +28,30 @@ WINDOWS_RESERVED = "windows-reserved-ipam-handle"
 NOTHING: frozenset[int] = frozenset()
 
 
+@dataclass(frozen=True, slots=True)
+class HostReserved:
+    """Addresses at the ends of each block that its host keeps for itself, and under what they are noted."""
+
+    first: int
+    last: int
+    handle: str
+    note: str
+
+    def max_prefixlen(self, bits: int) -> int:
+        """The prefix length of the smallest blocks that have an address left, of networks with so many bits."""
+        return bits - (self.first + self.last).bit_length()
+
+
+WINDOWS = HostReserved(3, 1, WINDOWS_RESERVED, "windows host rsvd")
+"""What Windows needs: the network, its gateway and its host's end of each block, and the last address."""
+
+
 class ForeignBlock(Unavailable):
     """Affinity is strict and the block is not ours."""
+
+
+class CoolingDown(Unavailable):
+    """An address was released and is not free yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +82,25 @@ def moment(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-def new_block(net: Net, affinity: str | None, now: datetime, sequence: int) -> IPAMBlockSpec:
-    """A block with all its addresses free. `sequence` is a number that no former block of this network has reached."""
-    return IPAMBlockSpec(
+def new_block(
+    net: Net, affinity: str | None, now: datetime, sequence: int, kept: HostReserved | None = None
+) -> IPAMBlockSpec:
+    """A block with all its addresses free but those that its host keeps. `sequence` is a number that no former block
+    of this network has reached."""
+    size: int = net.num_addresses
+    block = IPAMBlockSpec(
         cidr=str(net),
         affinity=affinity,
         affinity_claim_time=stamp(now),
-        allocations=(None,) * net.num_addresses,
-        unallocated=tuple(range(net.num_addresses)),
+        allocations=(None,) * size,
+        unallocated=tuple(range(size)),
         sequence_number=sequence,
     )
+    if kept is None:
+        return block
+    slots = sorted({*range(min(kept.first, size)), *range(max(size - kept.last, 0), size)})
+    rest = tuple(slot for slot in block.unallocated if slot not in slots)
+    return _hold(block, slots, rest, kept.handle, {"note": kept.note})
 
 
 def first_sequence(now: datetime) -> int:
@@ -176,6 +207,20 @@ def _hold(
         unallocated=rest,
         attributes=attributes,
         sequence_number_for_allocation=block.sequence_number_for_allocation | sequences,
+    )
+
+
+def with_holder(block: IPAMBlockSpec, slot: int, holder: AllocationAttribute) -> IPAMBlockSpec:
+    """The block with another note about an ordinal that is held. Those that shared the old one keep it."""
+    attributes = block.attributes if holder in block.attributes else (*block.attributes, holder)
+    allocations = list(block.allocations)
+    allocations[slot] = attributes.index(holder)
+    used = sorted({index for index in allocations if index is not None})
+    renumbered = {old: new for new, old in enumerate(used)}
+    return replace(
+        block,
+        allocations=tuple(None if index is None else renumbered[index] for index in allocations),
+        attributes=tuple(attributes[index] for index in used),
     )
 
 

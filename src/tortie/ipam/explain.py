@@ -10,7 +10,7 @@ from tortie.base.addr import IP, host_net
 from tortie.base.errors import ConfigError
 from tortie.ipam.allocation import Allocation
 from tortie.ipam.block import moment, stamp
-from tortie.ipam.leak import GRACE, Standing, Verdict, leaks, reclaimable, verdict, why_dead
+from tortie.ipam.leak import GRACE, Standing, Verdict, held_ready, leaks, reclaimable, verdict, why_dead
 from tortie.ipam.owner import Owner
 from tortie.ipam.pools import Reserved, allocatable, pool_of
 from tortie.ipam.survey import Survey, pod_ips
@@ -33,6 +33,7 @@ STATES = {
     Standing.RESERVED: "reserved by Windows",
     Standing.COOLING: "released, cooling down",
 }
+READY = "held ready for a pod to come"
 
 
 def explain(ip: IP, survey: Survey, grace: timedelta = GRACE) -> Explanation:
@@ -49,7 +50,7 @@ def explain(ip: IP, survey: Survey, grace: timedelta = GRACE) -> Explanation:
         *_place(ip, survey),
         ("reclaimed", _fate(held, found, survey, grace)),
     )
-    return Explanation(ip, STATES[found.standing], facts)
+    return Explanation(ip, READY if held_ready(held, survey) else STATES[found.standing], facts)
 
 
 def _unassigned(ip: IP, survey: Survey) -> str:
@@ -65,6 +66,9 @@ def _owner(held: Allocation, survey: Survey) -> Iterator[tuple[str, str]]:
         yield "pod", f"{'/'.join(held.pod)}, {_pod(held.pod, survey)}"
     if held.node:
         yield "node", held.node + ("" if held.node in survey.node_names else ", which is gone")
+    if held.alternate:
+        pod = f"{held.alternate.get('namespace', '')}/{held.alternate.get('pod', '')}"
+        yield "moves to", f"{pod} on {held.alternate.get('node') or 'a node that is not noted'}"
     told = {"pod", "namespace", "node", "timestamp"}
     others = [f"{key}={value}" for key, value in sorted(held.attrs.items()) if key not in told]
     if others:
@@ -140,7 +144,7 @@ def _fate(held: Allocation, found: Verdict, survey: Survey, grace: timedelta) ->
         return f"yes, at once: {found.reason}"
     if not grace:
         return f"no: {found.reason}, but leaks are not collected (the grace period is 0)"
-    return f"yes, once it has been seen for {ago(grace)}: {found.reason}"
+    return f"yes, once it has been seen for {ago(max(grace, found.least))}: {found.reason}"
 
 
 def ago(span: timedelta) -> str:

@@ -2,6 +2,8 @@
 
 reserved by Windows ─► not ours       no handle, no owner that can be asked ─► unknown, never released
 of a tunnel         ─► used while its node is there
+held ready          ─► used while its node is there
+of a machine        ─► leaked if the machine of KubeVirt's is gone, whatever becomes of its pods
 of a pod            ─► leaked if the pod is gone, runs elsewhere, was evicted, or has other addresses
 
 Better than Calico: an endpoint that is alive keeps its addresses whatever its pod's status says, and one that is dead
@@ -17,12 +19,16 @@ from enum import StrEnum
 
 from tortie.base.errors import ConfigError
 from tortie.ipam.allocation import Allocation, Key
+from tortie.ipam.names import machine_handle, machine_network
 from tortie.ipam.survey import Survey, pod_ips
 from tortie.model.k8s import Pod
 from tortie.model.workload import WorkloadEndpoint
 
 GRACE = timedelta(minutes=15)
 """Calico's leakGracePeriod: how long an address must look leaked before it is released."""
+
+MACHINE_GRACE = timedelta(minutes=5)
+"""How long at least, if it was a virtual machine's."""
 
 KUBERNETES = "k8s"
 """The orchestrator whose endpoints have a Pod that says whether they are alive."""
@@ -40,11 +46,12 @@ class Standing(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`node_gone`: a leak of a node that is no more, which needs no grace."""
+    """`node_gone`: a leak of a node that is no more, which needs no grace. `least`: one that needs so much at least."""
 
     standing: Standing
     reason: str
     node_gone: bool = False
+    least: timedelta = timedelta()
 
     @property
     def leaked(self) -> bool:
@@ -62,18 +69,39 @@ def verdict(each: Allocation, survey: Survey) -> Verdict:
             return Verdict(Standing.USED, f"{endpoint.title} has it")
     if not each.handle:
         return Verdict(Standing.UNKNOWN, "it has no handle")
-    if "vmi-name" in each.attrs:
-        return Verdict(Standing.UNKNOWN, f'it belongs to the virtual machine "{each.attrs["vmi-name"]}"')
+    if each.of_machine:
+        return _of_machine(each, survey)
     if each.pod is not None:
         return _of_pod(each, each.pod, survey)
     if each.tunnel and each.node:
-        return _of_tunnel(each, survey)
+        return _of_node(each, f"the {each.attrs['type']} of node {each.node}", survey)
+    if each.ready and each.node:
+        return _of_node(each, f"node {each.node} holds it ready for a pod to come", survey)
     return Verdict(Standing.UNKNOWN, "it was assigned neither to a pod nor to a tunnel")
 
 
-def _of_tunnel(each: Allocation, survey: Survey) -> Verdict:
+def held_ready(each: Allocation, survey: Survey) -> bool:
+    """Whether a node that is there holds it for pods to come, and no endpoint has it yet."""
+    return each.ready and each.node in survey.node_names and each.ip not in survey.users
+
+
+def _of_machine(each: Allocation, survey: Survey) -> Verdict:
+    """Between two pods of its machine an address has no owner noted, and only its handle says whose it is."""
+    assert each.handle is not None
+    network = machine_network(each.handle)
+    named = (name for name in survey.machine_names if network and machine_handle(network, *name) == each.handle)
+    name = next(named, each.machine)
+    title = f"the virtual machine {'/'.join(name)}" if name else f"a virtual machine, by its handle {each.handle}"
+    if survey.machines is None:
+        return Verdict(Standing.UNKNOWN, f"it belongs to {title}, and nobody can tell whether that exists")
+    if name in survey.machine_names:
+        return Verdict(Standing.USED, f"it belongs to {title}")
+    return Verdict(Standing.LEAKED, f"it belonged to {title}, which is gone", least=MACHINE_GRACE)
+
+
+def _of_node(each: Allocation, use: str, survey: Survey) -> Verdict:
     if each.node in survey.node_names:
-        return Verdict(Standing.USED, f"the {each.attrs['type']} of node {each.node}")
+        return Verdict(Standing.USED, use)
     return Verdict(Standing.LEAKED, f"node {each.node} is gone", node_gone=True)
 
 

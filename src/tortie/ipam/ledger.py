@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from typing import Literal, TypeVar
 
 from msgspec.structs import replace
 
-from tortie.base.addr import Net
-from tortie.base.errors import Conflict, Exists, NotFound
+from tortie.base.addr import Net, parse_net
+from tortie.base.errors import Conflict, Exists, NotFound, TortieError
 from tortie.ipam import names
-from tortie.ipam.block import bumped, collect_garbage, first_sequence, new_block
+from tortie.ipam.block import HostReserved, bumped, collect_garbage, first_sequence, ips_of, new_block
+from tortie.ipam.memory import Memory
 from tortie.ipam.owner import Owner
 from tortie.model.ipam import (
     BlockAffinity,
@@ -53,13 +54,32 @@ def exhausted(doing: str) -> Conflict:
     return Conflict(f"{doing}: Max retries hit: others changed it {ATTEMPTS} times in a row; try again")
 
 
-class Ledger:
-    """Blocks, affinities and handles as one operation sees them. `cooldown` is in seconds."""
+class HandleFull(TortieError):
+    """A handle holds as many addresses of an IP version as it may."""
 
-    def __init__(self, store: Store, now: Callable[[], datetime], cooldown: int = 0) -> None:
+
+def held(counts: Mapping[str, int], version: int) -> int:
+    """How many addresses of an IP version a handle's counts, by block, come to."""
+    return sum(count for cidr, count in counts.items() if parse_net(cidr).version == version)
+
+
+class Ledger:
+    """Blocks, affinities and handles as one operation sees them. `cooldown` is in seconds; of each new block the host
+    keeps what `kept` says. What is seen of blocks goes into `memory`."""
+
+    def __init__(
+        self,
+        store: Store,
+        now: Callable[[], datetime],
+        cooldown: int = 0,
+        kept: HostReserved | None = None,
+        memory: Memory | None = None,
+    ) -> None:
         self.store = store
         self.now = now
         self.cooldown = cooldown
+        self.kept = kept
+        self.memory = memory or Memory()
 
     async def _live(self, obj: Kept) -> Kept:
         """The object, unless its deletion has begun: that is finished, and NotFound raised."""
@@ -90,7 +110,9 @@ class Ledger:
 
     async def block(self, net: Net) -> IPAMBlock:
         """Raises NotFound."""
-        return self.collected(await self._live(await self.store.get(IPAMBlock, names.block_name(net))))
+        block = self.collected(await self._live(await self.store.get(IPAMBlock, names.block_name(net))))
+        self.memory.saw(block.spec, self.now())
+        return block
 
     async def blocks(self) -> list[IPAMBlock]:
         """All blocks there are."""
@@ -103,15 +125,19 @@ class Ledger:
     async def create_block(self, net: Net, owner: Owner) -> IPAMBlock:
         """A new block of an owner, all free. Raises Exists."""
         now = self.now()
-        spec = new_block(net, str(owner), now, first_sequence(now))
+        spec = new_block(net, str(owner), now, first_sequence(now), self.kept)
         return await self.store.create(IPAMBlock(metadata=Metadata(name=names.block_name(net)), spec=spec))
 
     async def write_block(self, block: IPAMBlock, spec: IPAMBlockSpec | None = None) -> IPAMBlock:
         """Writes `spec` (as it is: only a new sequence number) over the block that was read. Raises Conflict."""
-        return await self._update(replace(block, spec=bumped(spec or block.spec)))
+        written = await self._update(replace(block, spec=bumped(spec or block.spec)))
+        self.memory.saw(written.spec, self.now())
+        return written
 
-    async def write_assignment(self, block: IPAMBlock, spec: IPAMBlockSpec, handle: str | None, count: int) -> None:
-        """Writes a block in which a handle has got `count` addresses, counting them first. Raises Conflict.
+    async def write_assignment(
+        self, block: IPAMBlock, spec: IPAMBlockSpec, handle: str | None, count: int, most: int = 0
+    ) -> None:
+        """Writes a block in which a handle has got `count` addresses, counting them first. Raises Conflict, HandleFull.
 
         Only a write that is known to have failed is counted back: after Unavailable or a crash the handle may count
         too many.
@@ -119,7 +145,7 @@ class Ledger:
         if handle is None:
             await self.write_block(block, spec)
             return
-        await self.count_up(handle, block.spec.net, count)
+        await self.count_up(handle, block.spec.net, count, most)
         try:
             await self.write_block(block, spec)
         except Conflict:
@@ -138,11 +164,11 @@ class Ledger:
 
     async def affinities(self, owner: Owner) -> list[BlockAffinity]:
         """Everything that an owner has claimed, in whatever state the claim is."""
-        return [
-            affinity
-            for affinity in (await self.store.list(BlockAffinity)).items
-            if Owner.of(affinity) == owner and not affinity.spec.deleted
-        ]
+        return [affinity for affinity in await self.all_affinities() if Owner.of(affinity) == owner]
+
+    async def all_affinities(self) -> list[BlockAffinity]:
+        """Everything that anybody has claimed."""
+        return [affinity for affinity in (await self.store.list(BlockAffinity)).items if not affinity.spec.deleted]
 
     async def create_affinity(self, owner: Owner, net: Net) -> BlockAffinity:
         """A pending affinity. Raises Exists."""
@@ -165,8 +191,11 @@ class Ledger:
         """Raises NotFound."""
         return await self._live(await self.store.get(IPAMHandle, names.handle_name(handle)))
 
-    async def count_up(self, handle: str, net: Net, count: int) -> None:
-        """Notes that a handle is about to hold `count` more addresses of a block. Comes before writing the block."""
+    async def count_up(self, handle: str, net: Net, count: int, most: int = 0) -> None:
+        """Notes that a handle is about to hold `count` more addresses of a block. Comes before writing the block.
+
+        Raises HandleFull when it would hold more than `most` of the IP version (0: any number).
+        """
         spec = IPAMHandleSpec(handle_id=handle, block={str(net): count})
         for tried in range(ATTEMPTS):
             await pause(tried)
@@ -176,7 +205,27 @@ class Ledger:
             with suppress(NotFound, Conflict):
                 stored = await self.handle(handle)
                 counts = stored.spec.block | {str(net): stored.spec.block.get(str(net), 0) + count}
+                if most and held(counts, net.version) > most:
+                    raise HandleFull(f"handle {handle} may hold {most} IPv{net.version} addresses and has them")
                 await self._update(replace(stored, spec=replace(stored.spec, block=counts)))
+                return
+        raise exhausted(f"count addresses of handle {handle}")
+
+    async def count_at_least(self, handle: str, counts: Mapping[Net, int]) -> None:
+        """Notes that a handle is about to hold so many addresses of blocks, all in all. Comes before writing them, and
+        may be done again after a crash: it does not add up."""
+        wanted = {str(net): count for net, count in counts.items()}
+        spec = IPAMHandleSpec(handle_id=handle, block=wanted)
+        for tried in range(ATTEMPTS):
+            await pause(tried)
+            with suppress(Exists):
+                await self.store.create(IPAMHandle(metadata=Metadata(name=names.handle_name(handle)), spec=spec))
+                return
+            with suppress(NotFound, Conflict):
+                stored = await self.handle(handle)
+                more = {cidr: count for cidr, count in wanted.items() if stored.spec.block.get(cidr, 0) < count}
+                if more:
+                    await self._update(replace(stored, spec=replace(stored.spec, block=stored.spec.block | more)))
                 return
         raise exhausted(f"count addresses of handle {handle}")
 
@@ -200,6 +249,16 @@ class Ledger:
                     await self._delete(stored)
                 return
         raise exhausted(f"count addresses of handle {handle}")
+
+    async def count_what_is_held(self, handle: str) -> None:
+        """Counts down what a crash has left a handle counting too many. For one that nobody else writes meanwhile."""
+        with suppress(NotFound):
+            for cidr, counted in (await self.handle(handle)).spec.block.items():
+                held, net = 0, parse_net(cidr)
+                with suppress(NotFound):
+                    held = len(ips_of((await self.block(net)).spec, handle))
+                if counted > held:
+                    await self.count_down(handle, net, counted - held)
 
     async def delete_handle(self, stored: IPAMHandle) -> None:
         """Raises Conflict when it has changed since it was read."""

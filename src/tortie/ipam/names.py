@@ -18,6 +18,11 @@ NAME_LIMIT = 253
 DIGEST = 11
 """Hexadecimal digits of the hash that keeps a shortened name unique."""
 
+MACHINE = ".vmi."
+"""Stands between the network and the virtual machine in the handle of its addresses."""
+HANDLE_LIMIT = 128
+"""Characters of such a handle, as in Calico."""
+
 _DASHES = str.maketrans("./:", "---")
 
 
@@ -40,6 +45,23 @@ def affinity_name(host: str, net: Net) -> str:
 def handle_name(handle: str) -> str:
     """Object names are lower case; the handle's own spelling stays in `spec.handleID`."""
     return handle.lower()
+
+
+def machine_handle(network: str, namespace: str, machine: str) -> str:
+    """`k8s-pod-network.vmi.red.db`: what a virtual machine holds, whichever pod it runs in. Too long a one ends in a
+    digest instead."""
+    start = f"{network}{MACHINE}"
+    name = f"{namespace}.{machine}"
+    if len(start) + len(name) <= HANDLE_LIMIT:
+        return start + name
+    digest = base64.urlsafe_b64encode(hashlib.sha256(name.encode()).digest()).decode().rstrip("=")
+    return f"{start}_{digest}"[:HANDLE_LIMIT]
+
+
+def machine_network(handle: str) -> str | None:
+    """The network of a virtual machine's handle; None for a container's."""
+    network, between, rest = handle.rpartition(MACHINE)
+    return network if between and rest else None
 
 
 @lru_cache(maxsize=4096)

@@ -10,7 +10,7 @@ import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 from tortie.base.addr import IP, Net, collapse, parse_net, within
@@ -21,6 +21,8 @@ from tortie.model.ipam import IPPool, IPReservation, Use
 Matches = Callable[[str, Mapping[str, str]], bool]
 """Whether a selector (its text) selects what carries these labels. Raises ConfigError if the text is no selector."""
 
+LONGEST = 128
+"""A prefix length that every block has or falls short of."""
 FNV_OFFSET, FNV_PRIME = 2166136261, 16777619
 """FNV-1, 32 bits: http://www.isthe.com/chongo/tech/comp/fnv/"""
 
@@ -69,14 +71,25 @@ def _selects(pool: IPPool, asker: Asker, matches: Matches) -> bool:
     return not selector or matches(selector, asker.namespace_labels or {})
 
 
-def choose(pools: Sequence[IPPool], version: int, requested: Sequence[Net], asker: Asker, matches: Matches) -> Choice:
+def choose(
+    pools: Sequence[IPPool],
+    version: int,
+    requested: Sequence[Net],
+    asker: Asker,
+    matches: Matches,
+    longest: int = LONGEST,
+) -> Choice:
     """The pools of one IP version to assign from. Raises ConfigError saying why there is none.
 
     Pools that are asked for are tried in the order of asking, whatever their selectors and assignment mode say.
+    `longest` is the prefix length of the smallest blocks that are of use.
     """
     enabled = [pool for pool in pools if pool.spec.version == version and allocatable(pool)]
     if not enabled:
         raise ConfigError(f"cannot find a qualified ippool: no enabled IPv{version} pool exists")
+    enabled = [pool for pool in enabled if pool.spec.blocks <= longest]
+    if not enabled:
+        raise ConfigError(f"cannot find a qualified ippool: no IPv{version} pool has blocks of /{longest} or larger")
     if requested:
         by_net = {pool.spec.net: pool for pool in enabled}
         for net in requested:
@@ -125,10 +138,14 @@ def resolve(entries: Iterable[str], pools: Sequence[IPPool], version: int) -> tu
 
 def pool_of(pools: Iterable[IPPool], place: IP | Net) -> IPPool | None:
     """The pool that an address or network lies in."""
-    first = place if isinstance(place, IP) else place[0]
+    if isinstance(place, IPv4Address | IPv6Address):
+        first = last = int(place)
+    else:
+        first, last = int(place.network_address), int(place.broadcast_address)
     for pool in pools:
         net = pool.spec.net
-        if first in net and (isinstance(place, IP) or within(place, net)):
+        # Of numbers: a node that holds many blocks asks it of each.
+        if net.version == place.version and int(net.network_address) <= first <= last <= int(net.broadcast_address):
             return pool
     return None
 

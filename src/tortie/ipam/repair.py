@@ -159,7 +159,7 @@ def repairs(survey: Survey, grace: timedelta = GRACE) -> tuple[Repair, ...]:
         *_lost(survey),
         *_adoptions(survey),
         *_leaks(survey, grace),
-        *_overcounts(survey),
+        *overcounts(survey),
     )
 
 
@@ -221,7 +221,8 @@ def _lost(survey: Survey) -> Iterator[Repair]:
             yield CountUp(spelling[name] or name, parse_net(cidr), count, known.get((name, cidr), 0))
 
 
-def _overcounts(survey: Survey) -> Iterator[Repair]:
+def overcounts(survey: Survey) -> Iterator[Recount]:
+    """Handles that count more than they hold: an assignment under way, or one that died, or a release that did."""
     held = held_by_handle(survey)
     for handle in survey.handles:
         if handle.name != names.handle_name(handle.spec.handle_id):

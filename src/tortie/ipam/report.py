@@ -17,7 +17,7 @@ from tortie.ipam import names, use
 from tortie.ipam.allocation import Allocation, Key
 from tortie.ipam.block import Release
 from tortie.ipam.check import Finding, check
-from tortie.ipam.leak import Verdict, verdict
+from tortie.ipam.leak import Standing, Verdict, verdict
 from tortie.ipam.repair import held_by_handle
 from tortie.ipam.survey import Survey
 from tortie.model.ipam import IPAMHandle
@@ -89,13 +89,22 @@ def report(survey: Survey) -> Report:
     findings = check(survey.blocks, survey.handles, survey.affinities, survey.now)
     return Report(
         survey=survey,
-        leaked=tuple((each, verdict(each, survey)) for each in survey.allocations if _unused(each, used)),
+        leaked=tuple(_leaked_in(survey, used)),
         outside=use.outside_pools(survey),
         missing=use.missing(survey),
         twice=use.twice(survey),
         idle_handles=idle,
         findings=tuple(each for each in findings if each.object not in idle),
     )
+
+
+def _leaked_in(survey: Survey, used: Users) -> Iterator[tuple[Allocation, Verdict]]:
+    """A virtual machine keeps its addresses while it does not run, and a node has some ready for pods to come."""
+    for each in survey.allocations:
+        if _unused(each, used):
+            why = verdict(each, survey)
+            if not ((each.of_machine or each.ready) and why.standing is Standing.USED):
+                yield each, why
 
 
 def _unused(each: Allocation, used: Users) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -12,12 +12,17 @@ from tortie.base.errors import Conflict, NotFound, Unavailable
 from tortie.ipam import affinity as claims
 from tortie.ipam.block import free_count, is_empty, moment
 from tortie.ipam.ledger import ATTEMPTS, Ledger, exhausted, pause
+from tortie.ipam.memory import Memory
 from tortie.ipam.owner import Owner
 from tortie.ipam.pools import Reserved, in_walk_order, walk
 from tortie.model.ipam import BlockAffinity, IPAMBlock, IPPool
 
 MIN_AGE = timedelta(seconds=60)
 """How long an empty block is safe from other hosts after it was claimed: its first pod may be on its way."""
+
+
+LOOKS = 32
+"""Places looked at one by one for a new block, before all blocks are."""
 
 
 class NoBlock(Unavailable):
@@ -49,28 +54,82 @@ class Ground:
         return free_count(block.spec, self.reserved.ordinals(block.spec.net))
 
 
-class Search:
-    """Remembers which of the host's own blocks have been tried."""
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """The host's affinities to blocks of the ground's pools, and what blocks anybody has claimed."""
 
-    def __init__(self, ledger: Ledger, ground: Ground, own: Sequence[BlockAffinity]) -> None:
+    own: tuple[BlockAffinity, ...]
+    taken: frozenset[Net]
+
+
+class Search:
+    """Remembers which of the host's own blocks have been tried. The block that served last is tried before they are
+    listed by `claims`, and those that were full a moment ago only when nothing else is left."""
+
+    def __init__(self, ledger: Ledger, ground: Ground, claims: Callable[[], Awaitable[Claims]]) -> None:
         self._ledger = ledger
         self._ground = ground
-        self._own = list(reversed(own))
-        self._owned = len(own)
+        self._claims = claims
+        self._pools = Memory.choice(ground.pools)
+        self._listed: datetime | None = None
+        self._own: list[BlockAffinity] = []
+        self._full: list[BlockAffinity] = []
+        self._taken: frozenset[Net] = frozenset()
+        self._tried: Net | None = None
+        self._owned = 0
 
-    async def next(self) -> IPAMBlock | None:
-        """A block of the host with a free address; None when no pool has one left. Raises BlockLimit, NoBlock."""
-        while self._own:
-            block = await self._own_block(self._own.pop())
-            if block is not None and self._ground.free(block):
-                return block
-        if self._owned >= self._ground.limit:
-            raise BlockLimit(self._ground.limit)
-        if not self._ground.auto_allocate:
-            raise NoBlock("failed to find or claim a block: autoAllocateBlocks is false")
-        block = await self._claim()
-        self._owned += block is not None
+    async def next(self, least: int = 1) -> IPAMBlock | None:
+        """A block of the host with so many free addresses; None when no pool has one left.
+
+        Raises BlockLimit, NoBlock.
+        """
+        block = await self._at_hand(least)
+        if block is None and self._listed is None:
+            await self._list(least)
+        if block is None:
+            block = await self._first(self._own, least)
+        if block is None and (self._owned >= self._ground.limit or not self._ground.auto_allocate):
+            block = await self._first(self._full, least)
+            if block is None and self._owned >= self._ground.limit:
+                raise BlockLimit(self._ground.limit)
+            if block is None:
+                raise NoBlock("failed to find or claim a block: autoAllocateBlocks is false")
+        if block is None:
+            block = await self._claim()
+            self._owned += block is not None
+        if block is None:
+            block = await self._first(self._full, least)
+        if block is not None:
+            self._ledger.memory.served(self._pools, block.spec.net, self._listed)
         return block
+
+    async def _at_hand(self, least: int) -> IPAMBlock | None:
+        """The block that served last, if it serves again."""
+        net = self._ledger.memory.at_hand(self._pools, self._ledger.now())
+        if net is None or self._listed is not None or self._tried is not None:
+            return None
+        self._tried = net
+        with suppress(NotFound):
+            block = await self._own_block(await self._ledger.affinity(self._ground.owner, net))
+            if block is not None and self._ground.free(block) >= least:
+                return block
+        return None
+
+    async def _list(self, least: int) -> None:
+        """Looks which blocks are the host's. Full ones are put aside, unless they would do."""
+        self._listed, memory = self._ledger.now(), self._ledger.memory
+        claims = await self._claims()
+        self._owned, self._taken = len(claims.own), claims.taken
+        for affinity in reversed(claims.own):
+            full = least > 0 and memory.full(affinity.spec.cidr, self._listed)
+            (self._full if full else self._own).append(affinity)
+
+    async def _first(self, own: list[BlockAffinity], least: int) -> IPAMBlock | None:
+        while own:
+            block = await self._own_block(own.pop())
+            if block is not None and self._ground.free(block) >= least:
+                return block
+        return None
 
     async def _own_block(self, affinity: BlockAffinity) -> IPAMBlock | None:
         """The block of an affinity that was listed, or None if it is the host's no more."""
@@ -105,6 +164,9 @@ class Search:
 
     async def _usable(self) -> Net | None:
         """Where to claim a block. An empty one of another host is taken from it when there is nothing else."""
+        net = await self._untouched()
+        if net is not None:
+            return net
         blocks = {block.spec.net: block for block in await self._ledger.blocks()}
         idle: list[IPAMBlock] = []
         for pool in self._ground.pools:
@@ -123,9 +185,30 @@ class Search:
                 return block.spec.net
         return None
 
+    async def _untouched(self) -> Net | None:
+        """A place that nobody has claimed, if one is found without looking at all blocks."""
+        looks = 0
+        for pool in self._ground.pools:
+            if not self._ledger.memory.uniform(pool):
+                return None
+            for net in walk(pool, self._ground.owner.name, self._ground.seed, self._ground.reserved):
+                if net in self._taken:
+                    continue
+                looks += 1
+                if looks > LOOKS:
+                    return None
+                try:
+                    await self._ledger.block(net)
+                except NotFound:
+                    return net
+        return None
+
     def _places(self, pool: IPPool, blocks: dict[Net, IPAMBlock]) -> Iterator[tuple[Net, IPAMBlock | None]]:
         """Where the pool's blocks are or could be, in walk order. Blocks of another size leave no place around them."""
-        odd = [net for net in blocks if net.prefixlen != pool.spec.blocks and net.overlaps(pool.spec.net)]
+        inside = [net for net in blocks if net.overlaps(pool.spec.net)]
+        odd = [net for net in inside if net.prefixlen != pool.spec.blocks]
+        if not odd:
+            self._ledger.memory.is_uniform(pool)
         for net in walk(pool, self._ground.owner.name, self._ground.seed, self._ground.reserved):
             block = blocks.get(net)
             if block is not None or not any(net.overlaps(other) for other in odd):

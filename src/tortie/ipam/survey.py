@@ -13,10 +13,10 @@ from datetime import datetime
 from functools import cached_property
 
 from tortie.base.addr import IP, parse_ip
-from tortie.base.errors import ConfigError, NotFound
+from tortie.base.errors import ConfigError, NotFound, NotSupported
 from tortie.ipam.allocation import Allocation, allocations
 from tortie.model.ipam import BlockAffinity, IPAMBlock, IPAMConfig, IPAMConfigSpec, IPAMHandle, IPPool, IPReservation
-from tortie.model.k8s import K8sNode, Pod
+from tortie.model.k8s import K8sNode, Pod, VirtualMachine, VirtualMachineInstance
 from tortie.model.node import ClusterInformation, Node
 from tortie.model.store import Store
 from tortie.model.workload import WorkloadEndpoint
@@ -41,6 +41,8 @@ class Survey:
     pods: tuple[Pod, ...] = ()
     nodes: tuple[Node, ...] = ()
     k8s_nodes: tuple[K8sNode, ...] = ()
+    machines: tuple[VirtualMachine | VirtualMachineInstance, ...] | None = ()
+    """Those of KubeVirt's that are there; None where nobody can tell."""
 
     @property
     def locked(self) -> bool:
@@ -68,6 +70,15 @@ class Survey:
     @cached_property
     def pods_by_name(self) -> Mapping[tuple[str, str], Pod]:
         return {(pod.namespace, pod.name): pod for pod in self.pods}
+
+    @cached_property
+    def machine_names(self) -> frozenset[tuple[str, str]]:
+        """The virtual machines that keep their addresses: an instance that is of a machine is not one by itself."""
+        return frozenset(
+            (each.namespace, each.name)
+            for each in self.machines or ()
+            if isinstance(each, VirtualMachine) or each.machine is None
+        )
 
     @cached_property
     def users(self) -> Mapping[IP, Sequence[WorkloadEndpoint]]:
@@ -135,7 +146,16 @@ async def survey(store: Store, now: datetime) -> Survey:
         pods=(await store.list(Pod)).items,
         nodes=(await store.list(Node)).items,
         k8s_nodes=(await store.list(K8sNode)).items,
+        machines=await _machines(store),
     )
+
+
+async def _machines(store: Store) -> tuple[VirtualMachine | VirtualMachineInstance, ...] | None:
+    """A cluster without KubeVirt does not know its kinds."""
+    try:
+        return (*(await store.list(VirtualMachine)).items, *(await store.list(VirtualMachineInstance)).items)
+    except (NotFound, NotSupported):
+        return None
 
 
 async def ipam_config(store: Store) -> IPAMConfigSpec:

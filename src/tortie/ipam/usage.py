@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tortie.base.addr import Net, within
-from tortie.ipam.block import free_count
+from tortie.ipam.allocation import READY_TYPE
+from tortie.ipam.block import free_count, held_slots
 from tortie.ipam.pools import Reserved
 from tortie.model.ipam import IPAMBlock, IPPool
 
@@ -16,13 +17,14 @@ ORPHANS = "orphaned allocation blocks"
 
 @dataclass(frozen=True, slots=True)
 class BlockUsage:
-    """Addresses of one block. What cools down is in use."""
+    """Addresses of one block. What cools down is in use; what its node holds ready for pods to come is available."""
 
     block: IPAMBlock
     capacity: int
     in_use: int
     reserved: int
     available: int
+    ready: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,11 @@ class PoolUsage:
     reserved: int
     available: int
     blocks: tuple[BlockUsage, ...]
+
+    @property
+    def ready(self) -> int:
+        """How many of the available ones are held ready by nodes."""
+        return sum(each.ready for each in self.blocks)
 
 
 def usage(pools: Sequence[IPPool], blocks: Iterable[IPAMBlock], reserved: Reserved) -> list[PoolUsage]:
@@ -77,10 +84,12 @@ def usage(pools: Sequence[IPPool], blocks: Iterable[IPAMBlock], reserved: Reserv
 
 def _block(block: IPAMBlock, reserved: Reserved) -> BlockUsage:
     net, spec = block.spec.net, block.spec
+    ready = sum(held.secondary.get("type", "") == READY_TYPE for _, held in held_slots(spec))
     return BlockUsage(
         block=block,
         capacity=net.num_addresses,
-        in_use=net.num_addresses - len(spec.unallocated),
+        in_use=net.num_addresses - len(spec.unallocated) - ready,
         reserved=reserved.count(net),
-        available=free_count(spec, reserved.ordinals(net)),
+        available=free_count(spec, reserved.ordinals(net)) + ready,
+        ready=ready,
     )

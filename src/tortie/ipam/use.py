@@ -35,9 +35,12 @@ def missing(survey: Survey) -> Mapping[IP, tuple[str, ...]]:
 
 
 def twice(survey: Survey) -> Mapping[IP, tuple[str, ...]]:
-    """The addresses that several live endpoints have."""
+    """The addresses that several live endpoints have. A virtual machine that moves has two for a while."""
     found: dict[IP, tuple[str, ...]] = {}
+    moving = {each.ip for each in survey.allocations if each.of_machine}
     for ip, endpoints in survey.users.items():
+        if ip in moving:
+            continue
         live = tuple(endpoint.title for endpoint in endpoints if why_dead(endpoint, survey) is None)
         if len(live) > 1:
             found[ip] = live
