@@ -20,6 +20,9 @@ from enum import IntEnum, StrEnum
 from tortie.base.addr import IP, Net, parse_ip, parse_net
 from tortie.base.errors import ConfigError, Unavailable
 
+ESTABLISHED = "Established"
+"""The state of a session over which routes can flow, as BIRD says it."""
+
 # A line longer than this is not BIRD: it prints into buffers of 4 KiB (CLI_TX_BUF_SIZE, nest/cli.h).
 MAX_LINE = 65536
 
@@ -247,7 +250,8 @@ class Channel:
 class Session:
     """The BGP side of a protocol. Without `show protocols all` only `state` and `error` are known.
 
-    BIRD tells no port; where it is not the usual one our protocol's name does (`Protocol.peer`).
+    BIRD tells no port; where it is not the usual one our protocol's name does (`Protocol.peer`). `restarting`: the peer
+    is away to restart, and its routes are kept for it.
     """
 
     state: str
@@ -257,11 +261,12 @@ class Session:
     local_as: int | None = None
     neighbor_id: str = ""
     source: IP | None = None
+    restarting: bool = False
 
     @property
     def established(self) -> bool:
         """Routes can flow."""
-        return self.state == "Established"
+        return self.state == ESTABLISHED
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,7 +319,8 @@ def _protocol(row: str, details: list[str]) -> Protocol:
 
 
 def _split_details(details: list[str]) -> tuple[dict[str, str], tuple[Channel, ...]]:
-    """The `Key: value` lines of the protocol itself, and those of each channel below it."""
+    """The `Key: value` lines of the protocol itself, and those of each channel below it; a line without a colon is a
+    key, too."""
     own: dict[str, str] = {}
     channels: list[tuple[str, dict[str, str]]] = []
     for text in details:
@@ -322,9 +328,8 @@ def _split_details(details: list[str]) -> tuple[dict[str, str], tuple[Channel, .
             channels.append((text.removeprefix("  Channel ").strip(), {}))
             continue
         key, colon, value = text.strip().partition(":")
-        if colon:
-            into = channels[-1][1] if channels else own
-            into.setdefault(key, value.strip())
+        into = channels[-1][1] if channels else own
+        into.setdefault(key if colon else text.strip(), value.strip())
     return own, tuple(_channel(name, fields) for name, fields in channels)
 
 
@@ -351,6 +356,7 @@ def _session(info: str, fields: Mapping[str, str]) -> Session:
         local_as=_number(fields.get("Local AS")),
         neighbor_id=fields.get("Neighbor ID", ""),
         source=parse_ip(source) if source else None,
+        restarting="Neighbor graceful restart active" in fields,
     )
 
 

@@ -19,8 +19,12 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 from tortie.base.addr import IP
 from tortie.base.errors import ConfigError
+from tortie.model.bgp import DEFAULT_AS
 
-DEFAULT_AS = 64512  # Calico's BGPConfiguration.asNumber
+BGP_PORT = 179
+"""Where a node listens that says nothing else (RFC 4271)."""
+HOLD_TIME = 240
+"""Seconds: BIRD's default, which Calico never sets. No keepalive time can be longer."""
 
 
 class Scope(StrEnum):
@@ -79,7 +83,7 @@ class ExplicitPeer:
     `reverse`: computed because the other node peers with us; gives way to anything written for the same end point.
     `by_selector`: came from a `peerSelector`; Calico then ignores the local AS settings.
     `source_node_ip`: speak from the node's address (`sourceAddress: UseNodeIP`).
-    `passive`: None leaves it to the rules.
+    `passive`: None leaves it to the rules. `filters`: names of the filters of its routes, in order.
     """
 
     scope: Scope
@@ -97,6 +101,7 @@ class ExplicitPeer:
     allowed_local_as: int | None = None
     reachable_by: IP | None = None
     passive: bool | None = None
+    filters: tuple[str, ...] = ()
     reverse: bool = False
     by_selector: bool = False
 
@@ -106,7 +111,8 @@ class Peer:
     """One BGP session of this node, all decisions taken. `local_as` is the AS presented to this peer.
 
     `source` is the address the session speaks from, None for whichever the kernel picks; `cluster_id` is set with
-    `rr_client`; times are seconds; `ttl_hops` turns TTL security on for a peer that many hops away.
+    `rr_client`; times are seconds; `ttl_hops` turns TTL security on for a peer that many hops away; `filters` are the
+    names of the filters of its routes, in order; `workload`: the peer is a workload of this node.
     """
 
     name: str
@@ -125,6 +131,8 @@ class Peer:
     restart_time: int | None = None
     allowed_local_as: int | None = None
     reachable_by: IP | None = None
+    filters: tuple[str, ...] = ()
+    workload: bool = False
 
     @property
     def same_as(self) -> bool:
@@ -243,6 +251,8 @@ def _explicit_session(me: Router, wanted: ExplicitPeer, nodes: Mapping[IP, Route
         restart_time=wanted.restart_time,
         allowed_local_as=None if wanted.by_selector else wanted.allowed_local_as,
         reachable_by=wanted.reachable_by,
+        filters=wanted.filters,
+        workload=workload,
     )
 
 

@@ -14,10 +14,12 @@ from msgspec.structs import replace
 
 from tortie.base.errors import ConfigError
 from tortie.calc.defaults import NAME_LABEL, defaulted
+from tortie.calc.versions import CALICO_VERSION
 from tortie.model.bgp import BGPPeer
+from tortie.model.bgpfilter import BGPFilter
 from tortie.model.document import check
 from tortie.model.ipam import IPAMBlock, IPPool
-from tortie.model.k8s import Container, K8sNetworkPolicy, Namespace, Pod, PodSpec, ServiceAccount
+from tortie.model.k8s import Container, Namespace, Pod, PodSpec, ServiceAccount
 from tortie.model.kinds import KINDS
 from tortie.model.meta import Metadata, Problem, Resource, Value
 from tortie.model.misfit import fields, join
@@ -33,15 +35,17 @@ from tortie.model.policy import (
     Tier,
     TierSpec,
 )
+from tortie.model.secret import Secret
+from tortie.model.staged import StagedGlobalNetworkPolicy, StagedNetworkPolicy
 from tortie.model.workload import WorkloadEndpoint, endpoint_name
 from tortie.policy.selector import Global, parse
-from tortie.policy.translate import DEFAULT_ALLOW, NAMESPACE, policy_of
+from tortie.policy.translate import DEFAULT_ALLOW, NAMESPACE, AnyPolicy, policy_of
 
 R = TypeVar("R", bound=Resource)
 
+TIERED = (NetworkPolicy, GlobalNetworkPolicy, StagedNetworkPolicy, StagedGlobalNetworkPolicy)
+"""The kinds of policies that say in which tier they are."""
 FIRST_NAMESPACES = ("default", "kube-system")
-CALICO_VERSION = "v3.32.1"
-"""The release of Calico whose resources and behaviour these are."""
 
 
 class View(Protocol):
@@ -97,7 +101,7 @@ def admit(new: R, old: R | None, view: View) -> R:
     for path, problem in _namespace_problems(new, view):
         raise ConfigError(problem, path)
     _check_selectors(new, "")
-    if isinstance(new, NetworkPolicy | GlobalNetworkPolicy | K8sNetworkPolicy):
+    if isinstance(new, AnyPolicy):
         policy_of(new)  # what cannot be translated would count as absent, and be open where it should be closed
     for path, problem in _CHECKS.get(type(new), _nothing)(new, old, view):
         raise ConfigError(problem, path)
@@ -211,16 +215,23 @@ def _tier(new: Tier, old: Tier | None, view: View) -> Iterator[Problem]:
 def _check_tier_may_go(tier: Tier, view: View) -> None:
     if tier.name in (name for name, _, _ in BUILT_IN_TIERS):
         raise ConfigError(f"the tier {tier.name} is built in and cannot be deleted")
-    policies: list[NetworkPolicy | GlobalNetworkPolicy] = [*view.all(NetworkPolicy), *view.all(GlobalNetworkPolicy)]
-    held = [policy for policy in policies if policy.spec.tier == tier.name]
+    policies = [policy for kind in TIERED for policy in view.all(kind)]
+    held = [policy for policy in policies if policy.spec.tier == tier.name]  # type: ignore[attr-defined]
     if held:
         more = f" and {len(held) - 1} more" if len(held) > 1 else ""
         raise ConfigError(f"the tier holds {held[0].title}{more}: delete them first")
 
 
-def _policy(new: NetworkPolicy, old: NetworkPolicy | None, view: View) -> Iterator[Problem]:
+def _policy(new: Resource, old: Resource | None, view: View) -> Iterator[Problem]:
     if new.name.startswith("knp.default."):
         yield "metadata.name", f'"{new.name}" is the name of a Kubernetes policy: write that one instead'
+    yield from _policy_name(new, old, view)
+
+
+def _policy_name(new: Resource, old: Resource | None, view: View) -> Iterator[Problem]:
+    """The tier may stand before the name, as it once had to."""
+    if new.name.count(".") > 1 and not new.name.startswith("ossg.default."):
+        yield "metadata.name", f'"{new.name}" has more than one dot: a name, or the tier, a dot and a name'
 
 
 def _network_set(new: Resource, old: Resource | None, view: View) -> Iterator[Problem]:
@@ -234,8 +245,14 @@ def _profile(new: Profile, old: Profile | None, view: View) -> Iterator[Problem]
 
 
 def _peer(new: BGPPeer, old: BGPPeer | None, view: View) -> Iterator[Problem]:
-    if new.spec.filters:
-        yield "spec.filters", f"BGPFilter(s) not found: {', '.join(new.spec.filters)}"
+    missing = [name for name in new.spec.filters if view.get(BGPFilter, name) is None]
+    if missing:
+        yield "spec.filters", f"BGPFilter(s) not found: {', '.join(missing)}"
+
+
+def _secret(new: Secret, old: Secret | None, view: View) -> Iterator[Problem]:
+    if old is not None and old.immutable and (new.data, new.immutable) != (old.data, old.immutable):
+        yield "data", "cannot change, for the secret is immutable: delete it and create another"
 
 
 def _endpoint(new: WorkloadEndpoint, old: WorkloadEndpoint | None, view: View) -> Iterator[Problem]:
@@ -300,10 +317,14 @@ _CHECKS: dict[type[Resource], Callable[[Any, Any, View], Iterator[Problem]]] = {
     IPPool: _pool,
     Tier: _tier,
     NetworkPolicy: _policy,
+    GlobalNetworkPolicy: _policy_name,
+    StagedNetworkPolicy: _policy,
+    StagedGlobalNetworkPolicy: _policy_name,
     NetworkSet: _network_set,
     GlobalNetworkSet: _network_set,
     Profile: _profile,
     BGPPeer: _peer,
+    Secret: _secret,
     WorkloadEndpoint: _endpoint,
     Pod: _pod,
 }

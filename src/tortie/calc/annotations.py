@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from tortie.base.addr import IP, parse_ip, parse_net
+from tortie.base.addr import IP, net_around, parse_ip
 from tortie.base.errors import ConfigError
 from tortie.model.workload import IPNAT
 
@@ -60,7 +60,7 @@ def source_prefixes(annotations: Mapping[str, str]) -> tuple[str, ...]:
         return ()
     listed = _json(ALLOWED_SOURCE_PREFIXES, text, list[str], "a JSON list of CIDRs")
     try:
-        return tuple(str(parse_net(cidr)) for cidr in listed)
+        return tuple(str(net_around(cidr)) for cidr in listed)
     except ConfigError as error:
         raise error.within(_where(ALLOWED_SOURCE_PREFIXES)) from None
 

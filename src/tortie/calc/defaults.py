@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
+from tortie.model.bgp import BGPPeer
+from tortie.model.bgpfilter import BGPFilter
+from tortie.model.clusterpolicy import ClusterNetworkPolicy
 from tortie.model.ipam import IPPool
 from tortie.model.k8s import (
     K8sNetworkPolicy,
@@ -17,6 +21,7 @@ from tortie.model.k8s import (
     PodStatus,
 )
 from tortie.model.meta import Metadata, Resource, changed
+from tortie.model.nodestatus import CalicoNodeStatus, CalicoNodeStatusStatus
 from tortie.model.policy import (
     PROTOCOLS,
     GlobalNetworkPolicy,
@@ -26,6 +31,9 @@ from tortie.model.policy import (
     Tier,
     protocol_number,
 )
+from tortie.model.secret import Secret, encoded
+from tortie.model.service import Service
+from tortie.model.staged import StagedGlobalNetworkPolicy, StagedKubernetesNetworkPolicy, StagedNetworkPolicy
 
 R = TypeVar("R", bound=Resource)
 
@@ -75,7 +83,8 @@ def _with_status(new: R, old: R | None) -> R:
 _GIVEN = object()
 _FIRST_STATUS: dict[type[Resource], Any] = {
     Namespace: {"phase": "Active"}, Pod: PodStatus(phase="Pending"), K8sNode: None, K8sNetworkPolicy: None,
-    IPPool: None, Tier: None,
+    IPPool: None, Tier: None, ClusterNetworkPolicy: None, Service: None, BGPPeer: None, BGPFilter: None,
+    CalicoNodeStatus: CalicoNodeStatusStatus(),
 }  # fmt: skip
 """The status of a new object, by kind; the kinds that are not here keep the one that is given."""
 
@@ -109,6 +118,11 @@ def _pod(pod: Pod, old: Pod | None) -> Pod:
     return replace(changed(pod, annotations={**written, **pod.metadata.annotations}), spec=spec)
 
 
+def _secret(secret: Secret, old: Secret | None) -> Secret:
+    data = {**secret.data, **encoded(secret.string_data)}
+    return replace(secret, data=data, string_data={}, type=secret.type or "Opaque")
+
+
 def _policy(policy: Any, old: Any) -> Any:
     spec = policy.spec
     spec = replace(
@@ -119,6 +133,22 @@ def _policy(policy: Any, old: Any) -> Any:
         egress=_canonical(spec.egress),
     )
     return replace(changed(policy, labels={**policy.labels, TIER_LABEL: spec.tier}), spec=spec)
+
+
+def _staged_policy(policy: Any, old: Any) -> Any:
+    """One that deletes says no more than that, and in which tier."""
+    action = policy.spec.staged_action or "Set"
+    if action == "Delete":
+        spec = replace(policy.spec, tier=policy.spec.tier or "default")
+        return replace(changed(policy, labels={**policy.labels, TIER_LABEL: spec.tier}), spec=spec)
+    policy = _policy(policy, old)
+    return replace(policy, spec=replace(policy.spec, staged_action=action))
+
+
+def _staged_kubernetes_policy(policy: Any, old: Any) -> Any:
+    action = policy.spec.staged_action or "Set"
+    policy = policy if action == "Delete" else _kubernetes_policy(policy, old)
+    return replace(policy, spec=replace(policy.spec, staged_action=action))
 
 
 def _profile(profile: Profile, old: Profile | None) -> Profile:
@@ -144,7 +174,7 @@ def _tier(tier: Tier, old: Tier | None) -> Tier:
     return replace(tier, spec=replace(tier.spec, default_action=tier.spec.default_action or "Deny"))
 
 
-def _kubernetes_policy(policy: K8sNetworkPolicy, old: K8sNetworkPolicy | None) -> K8sNetworkPolicy:
+def _kubernetes_policy(policy: Any, old: Any) -> Any:
     spec = policy.spec
     types = spec.policy_types or (("Ingress", "Egress") if spec.egress else ("Ingress",))
     ingress = tuple(replace(rule, ports=_ports(rule.ports)) for rule in spec.ingress)
@@ -156,13 +186,48 @@ def _ports(ports: tuple[NetworkPolicyPort, ...]) -> tuple[NetworkPolicyPort, ...
     return tuple(replace(port, protocol=port.protocol or "TCP") for port in ports)
 
 
+def _service(service: Service, old: Service | None) -> Service:
+    """What it has been given, and does not ask for otherwise, stays with it: addresses, node ports."""
+    new = service.spec
+    if old is None or "ExternalName" in (new.type, old.spec.type):
+        return service
+    before = old.spec
+    if not new.cluster_ips and new.cluster_ip in ("", before.cluster_ip):
+        families = new.ip_families or before.ip_families
+        policy = before.ip_family_policy if new.ip_family_policy is UNSET else new.ip_family_policy
+        new = replace(
+            new,
+            cluster_ip=before.cluster_ip,
+            cluster_ips=before.cluster_ips,
+            ip_families=families,
+            ip_family_policy=policy,
+        )
+    if new.type in NODE_PORTED and before.type in NODE_PORTED:
+        given = {(port.port, port.protocol): port.node_port for port in before.ports}
+        ports = (
+            port if port.node_port else replace(port, node_port=given.get((port.port, port.protocol), 0))
+            for port in new.ports
+        )
+        new = replace(new, ports=tuple(ports))
+        if (new.type, new.external_traffic_policy) == (before.type, before.external_traffic_policy):
+            new = replace(new, health_check_node_port=new.health_check_node_port or before.health_check_node_port)
+    return replace(service, spec=new)
+
+
+NODE_PORTED = ("NodePort", "LoadBalancer")
+
 _FILL: dict[type[Resource], Callable[[Any, Any], Any]] = {
     IPPool: _pool,
     Namespace: _namespace,
     Pod: _pod,
+    Secret: _secret,
     NetworkPolicy: _policy,
     GlobalNetworkPolicy: _policy,
     Profile: _profile,
     Tier: _tier,
     K8sNetworkPolicy: _kubernetes_policy,
+    StagedNetworkPolicy: _staged_policy,
+    StagedGlobalNetworkPolicy: _staged_policy,
+    StagedKubernetesNetworkPolicy: _staged_kubernetes_policy,
+    Service: _service,
 }

@@ -5,13 +5,14 @@ A member is counted, because two objects may bring the same address; a set that 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 
 from tortie.base.addr import IP, Net, host_net
+from tortie.base.kinset import KinSet
 from tortie.policy.labels import LabelIndex
-from tortie.policy.rules import Member, SelectorSet, SetRef
+from tortie.policy.rules import Member, SelectorRef, SelectorSet, SetRef
 
 ItemKey = tuple[str, str, str]
 """Kind, namespace and name of an object with addresses."""
@@ -30,7 +31,7 @@ class Addresses:
         """All addresses as networks: the same objects in every set, so that comparing them costs next to nothing."""
         return (*map(host_net, self.ips), *self.nets)
 
-    def members_of(self, ref: SetRef) -> Iterator[Member]:
+    def members_of(self, ref: SelectorRef) -> Iterator[Member]:
         if isinstance(ref, SelectorSet):
             yield from self.networks
             return
@@ -43,11 +44,12 @@ class AddressSets:
     """All needed sets. Feed it items and profile labels in any order; ask `members`."""
 
     def __init__(self) -> None:
-        self._index: LabelIndex[SetRef, ItemKey] = LabelIndex()
+        self._index: LabelIndex[SelectorRef, ItemKey] = LabelIndex()
         self._items: dict[ItemKey, Addresses] = {}
-        self._counts: dict[SetRef, dict[Member, int]] = {}
-        self._frozen: dict[SetRef, frozenset[Member]] = {}
-        self._changed: set[SetRef] = set()
+        self._counts: dict[SelectorRef, dict[Member, int]] = {}
+        self._sets: dict[SetRef, KinSet[Member]] = {}
+        self._touched: dict[SelectorRef, set[Member]] = {}
+        """What may have come to a set, or gone from it, since it was asked for last."""
 
     def set_item(self, key: ItemKey, labels: Mapping[str, str], parents: Iterable[str], addresses: Addresses) -> None:
         old = self._items.get(key)
@@ -65,6 +67,10 @@ class AddressSets:
             for match in self._index.remove_item(key):
                 self._count(match.selector_id, addresses, -1)
 
+    def items(self) -> Iterable[tuple[ItemKey, Addresses]]:
+        """What every object brings."""
+        return self._items.items()
+
     def set_profile_labels(self, profile: str, labels: Mapping[str, str] | None) -> None:
         """The labels that endpoints of a profile inherit; None when the profile is gone."""
         index = self._index
@@ -72,29 +78,33 @@ class AddressSets:
         for match in changes:
             self._count(match.selector_id, self._items[match.item_id], +1 if match.started else -1)
 
-    def need(self, refs: Iterable[SetRef]) -> None:
+    def need(self, refs: Iterable[SelectorRef]) -> None:
         """Keep exactly these sets from now on."""
         wanted = set(refs)
         for ref in self._counts.keys() - wanted:
             self._index.remove_selector(ref)
             del self._counts[ref]
-            self._frozen.pop(ref, None)
-            self._changed.discard(ref)
+            self._sets.pop(ref, None)
+            self._touched.pop(ref, None)
         for ref in wanted - self._counts.keys():
             self._counts[ref] = {}
-            self._changed.add(ref)
             for match in self._index.set_selector(ref, ref.selector):
                 self._count(ref, self._items[match.item_id], +1)
 
-    def members(self) -> dict[SetRef, frozenset[Member]]:
-        """Every needed set; a set that did not change is the very same object as last time."""
-        for ref in self._changed:
-            self._frozen[ref] = frozenset(self._counts[ref])
-        self._changed.clear()
-        return dict(self._frozen)
+    def members(self) -> dict[SetRef, Set[Member]]:
+        """Every needed set; a set that did not change is the very same object as last time, one that did is its kin."""
+        for ref, touched in self._touched.items():
+            counts = self._counts[ref]
+            come = {member for member in touched if member in counts}
+            self._sets[ref] = self._sets[ref].changed(come, touched - come)
+        self._touched.clear()
+        for ref in self._counts.keys() - self._sets.keys():
+            self._sets[ref] = KinSet(self._counts[ref])
+        return dict(self._sets)
 
-    def _count(self, ref: SetRef, addresses: Addresses, change: int) -> None:
+    def _count(self, ref: SelectorRef, addresses: Addresses, change: int) -> None:
         counts = self._counts[ref]
+        touched = self._touched.setdefault(ref, set()) if ref in self._sets else set()
         for member in addresses.members_of(ref):
             now = counts.get(member, 0) + change
             if now:
@@ -102,4 +112,4 @@ class AddressSets:
             else:
                 del counts[member]
             if now == 0 or (now == 1 and change > 0):
-                self._changed.add(ref)
+                touched.add(member)

@@ -5,10 +5,13 @@ Source: Calico's conversion of pods, which its CNI plugin, agent and controllers
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 
-from tortie.base.addr import IP, parse_ip
+from tortie.base.addr import IP, Net, parse_ip, parse_net
 from tortie.base.errors import ConfigError
+from tortie.calc import qos
 from tortie.calc.annotations import source_prefixes
 from tortie.calc.sets import Addresses
 from tortie.model.k8s import Pod
@@ -72,7 +75,10 @@ def endpoint_of_pod(
     """The endpoint that a pod has once it is attached. Raises ConfigError for a bad annotation."""
     return WorkloadEndpoint(
         metadata=Metadata(
-            name=endpoint_name(node, "k8s", pod.name, ENDPOINT), namespace=pod.namespace, labels=pod_labels(pod)
+            name=endpoint_name(node, "k8s", pod.name, ENDPOINT),
+            namespace=pod.namespace,
+            labels=pod_labels(pod),
+            uid=pod.metadata.uid,
         ),
         spec=WorkloadEndpointSpec(
             orchestrator="k8s",
@@ -88,20 +94,48 @@ def endpoint_of_pod(
             ports=pod_ports(pod),
             allow_spoofed_source_prefixes=source_prefixes(pod.metadata.annotations),
             ip_nats=nats,
+            qos_controls=qos.controls(pod.metadata.annotations)[0],
         ),
     )
 
 
 def refreshed(endpoint: WorkloadEndpoint, pod: Pod) -> WorkloadEndpoint:
-    """The endpoint with what may have changed on its pod since: labels, ports, profiles."""
+    """The endpoint with what may have changed on its pod since: labels, ports, profiles, limits, source prefixes."""
     spec = msgspec.structs.replace(
         endpoint.spec,
         profiles=pod_profiles(pod),
         ports=pod_ports(pod),
         service_account_name=pod.service_account,
+        allow_spoofed_source_prefixes=_readable_prefixes(pod),
+        qos_controls=qos.controls(pod.metadata.annotations)[0],
     )
     metadata = msgspec.structs.replace(endpoint.metadata, labels=pod_labels(pod))
     return msgspec.structs.replace(endpoint, metadata=metadata, spec=spec)
+
+
+def _readable_prefixes(pod: Pod) -> tuple[str, ...]:
+    """None when they cannot be read: a pod that runs is not let do more than somebody has clearly said."""
+    try:
+        return source_prefixes(pod.metadata.annotations)
+    except ConfigError:
+        return ()
+
+
+def disregarded(pod: Pod) -> Iterator[str]:
+    """A line for each annotation of a pod that is not, or not quite, followed as long as it says what it says."""
+    yield from qos.controls(pod.metadata.annotations)[1]
+    try:
+        source_prefixes(pod.metadata.annotations)
+    except ConfigError as error:
+        yield str(error)
+
+
+def allowed_sources(endpoint: WorkloadEndpoint) -> tuple[Net, ...]:
+    """The networks that an endpoint may send from besides its own addresses. Raises ConfigError."""
+    try:
+        return tuple(map(parse_net, endpoint.spec.allow_spoofed_source_prefixes))
+    except ConfigError as error:
+        raise error.within("spec.allowSpoofedSourcePrefixes") from None
 
 
 def floating_ips(endpoint: WorkloadEndpoint) -> tuple[tuple[IP, IP], ...]:

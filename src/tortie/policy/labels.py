@@ -10,6 +10,7 @@ value, or `EVERY`:
     selector app == "web" && has(x)   is in as few as will do:     (app, web)
 
 What a selector can match shares a bin with it; among the choices its restrictions leave, the emptiest bins are taken.
+When labels of an item change, only the selectors that look at one of these are asked again.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from tortie.policy.terms import Selector
 
 SelectorId = TypeVar("SelectorId", bound=Hashable)
 ItemId = TypeVar("ItemId", bound=Hashable)
-Member = TypeVar("Member", bound=Hashable)
 
 Bin = tuple[str, str | None] | None
 EVERY: Bin = None
@@ -56,29 +56,62 @@ class _Asked(Generic[ItemId]):
     matched: set[ItemId] = field(default_factory=set)
 
 
-class _Bins(Generic[Member]):
-    """Who is in which bin; an empty bin takes no room."""
+class _Bins(Generic[SelectorId]):
+    """Which selectors are in which bin; an empty bin takes no room."""
 
     def __init__(self) -> None:
-        self._members: dict[Bin, set[Member]] = {}
+        self._in: dict[Bin, set[SelectorId]] = {}
 
-    def put(self, member: Member, bins: Iterable[Bin]) -> None:
+    def put(self, selector_id: SelectorId, bins: Iterable[Bin]) -> None:
         for bin_ in bins:
-            self._members.setdefault(bin_, set()).add(member)
+            self._in.setdefault(bin_, set()).add(selector_id)
 
-    def drop(self, member: Member, bins: Iterable[Bin]) -> None:
+    def drop(self, selector_id: SelectorId, bins: Iterable[Bin]) -> None:
         for bin_ in bins:
-            members = self._members[bin_]
-            members.remove(member)
-            if not members:
-                del self._members[bin_]
+            inside = self._in[bin_]
+            inside.remove(selector_id)
+            if not inside:
+                del self._in[bin_]
 
-    def of(self, bins: Iterable[Bin]) -> set[Member]:
+    def of(self, bins: Iterable[Bin]) -> set[SelectorId]:
         """All that are in any of these."""
-        return set().union(*[self._members[bin_] for bin_ in bins if bin_ in self._members])
+        return set().union(*[self._in[bin_] for bin_ in bins if bin_ in self._in])
 
     def count(self, bins: Iterable[Bin]) -> int:
-        return sum(len(self._members.get(bin_, ())) for bin_ in bins)
+        return sum(len(self._in.get(bin_, ())) for bin_ in bins)
+
+
+class _Labelled(Generic[ItemId]):
+    """The items by label and value; the bins of items are made of these."""
+
+    def __init__(self) -> None:
+        self._by_label: dict[str, dict[str, set[ItemId]]] = {}
+
+    def put(self, item_id: ItemId, labels: Iterable[tuple[str, str]]) -> None:
+        for label, value in labels:
+            self._by_label.setdefault(label, {}).setdefault(value, set()).add(item_id)
+
+    def drop(self, item_id: ItemId, labels: Iterable[tuple[str, str]]) -> None:
+        for label, value in labels:
+            by_value = self._by_label[label]
+            by_value[value].remove(item_id)
+            if not by_value[value]:
+                del by_value[value]
+            if not by_value:
+                del self._by_label[label]
+
+    def of(self, bins: Iterable[tuple[str, str | None]]) -> set[ItemId]:
+        """All that are in any of these."""
+        return set().union(*[found for bin_ in bins for found in self._in(*bin_)])
+
+    def count(self, bins: Iterable[tuple[str, str | None]]) -> int:
+        return sum(len(found) for bin_ in bins for found in self._in(*bin_))
+
+    def _in(self, label: str, value: str | None) -> Iterable[set[ItemId]]:
+        by_value = self._by_label.get(label, {})
+        if value is None:
+            return by_value.values()
+        return (by_value[value],) if value in by_value else ()
 
 
 class LabelIndex(Generic[SelectorId, ItemId]):
@@ -94,8 +127,10 @@ class LabelIndex(Generic[SelectorId, ItemId]):
         self._selectors: dict[SelectorId, _Asked[ItemId]] = {}
         self._parents: dict[Hashable, dict[str, str]] = {}
         self._children: dict[Hashable, set[ItemId]] = {}
-        self._items_in = _Bins[ItemId]()
+        self._labelled = _Labelled[ItemId]()
         self._selectors_in = _Bins[SelectorId]()
+        self._looking_at: dict[str, set[SelectorId]] = {}
+        """The selectors that look at a label."""
 
     def set_item(
         self, item_id: ItemId, labels: Mapping[str, str], parents: Sequence[Hashable] = ()
@@ -116,7 +151,7 @@ class LabelIndex(Generic[SelectorId, ItemId]):
             return []
         stopped = self._record(Match(selector_id, item_id, False) for selector_id in item.matched)
         self._leave_parents(item_id, item)
-        self._items_in.drop(item_id, _bins_of(item.labels or {}))
+        self._labelled.drop(item_id, (item.labels or {}).items())
         del self._items[item_id]
         return stopped
 
@@ -138,10 +173,14 @@ class LabelIndex(Generic[SelectorId, ItemId]):
             asked = self._selectors[selector_id] = _Asked(self._arrival(), selector)
         elif asked.selector == selector:
             return []
-        self._selectors_in.drop(selector_id, asked.bins)
+        else:
+            self._withdraw(selector_id, asked)
         asked.selector, asked.bins = selector, self._choose_bins(selector)
         self._selectors_in.put(selector_id, asked.bins)
-        hits = {item_id for item_id in self._items_in.of(asked.bins) if selector.matches(self.labels_of(item_id))}
+        for label in selector.labels():
+            self._looking_at.setdefault(label, set()).add(selector_id)
+        near = self._items if EVERY in asked.bins else self._labelled.of(filter(None, asked.bins))
+        hits = {item_id for item_id in near if selector.matches(self.labels_of(item_id))}
         changed = asked.matched ^ hits
         return self._record(Match(selector_id, item_id, item_id in hits) for item_id in changed)
 
@@ -150,7 +189,7 @@ class LabelIndex(Generic[SelectorId, ItemId]):
         if asked is None:
             return []
         stopped = self._record(Match(selector_id, item_id, False) for item_id in asked.matched)
-        self._selectors_in.drop(selector_id, asked.bins)
+        self._withdraw(selector_id, asked)
         del self._selectors[selector_id]
         return stopped
 
@@ -182,6 +221,15 @@ class LabelIndex(Generic[SelectorId, ItemId]):
             if not children:
                 del self._children[parent_id]
 
+    def _withdraw(self, selector_id: SelectorId, asked: _Asked[ItemId]) -> None:
+        """Out of its bins, and of what its labels are asked for."""
+        self._selectors_in.drop(selector_id, asked.bins)
+        for label in asked.selector.labels():
+            looking = self._looking_at[label]
+            looking.remove(selector_id)
+            if not looking:
+                del self._looking_at[label]
+
     def _relabel_children(self, parent_id: Hashable) -> list[Match[SelectorId, ItemId]]:
         changes: list[Match[SelectorId, ItemId]] = []
         for item_id in self._children.get(parent_id, ()):
@@ -195,17 +243,21 @@ class LabelIndex(Generic[SelectorId, ItemId]):
         for parent_id in reversed(item.parents):
             labels.update(self._parents.get(parent_id, {}))
         labels.update(item.own)
-        if labels == item.labels:
+        before, item.labels = item.labels, labels
+        if labels == before:
             return []
-        before = set() if item.labels is None else set(_bins_of(item.labels))
-        after = set(_bins_of(labels))
-        self._items_in.drop(item_id, before - after)
-        self._items_in.put(item_id, after - before)
-        item.labels = labels
-        near = self._selectors_in.of(after)
+        near = self._selectors_in.of(_bins_of(labels))
+        asked = item.matched
+        if before is None:
+            self._labelled.put(item_id, labels.items())
+        else:
+            self._labelled.drop(item_id, before.items() - labels.items())
+            self._labelled.put(item_id, labels.items() - before.items())
+            other = {label for label, _ in before.items() ^ labels.items()}
+            looking = set[SelectorId]().union(*[self._looking_at.get(label, ()) for label in other])
+            near, asked = near & looking, asked & looking
         hits = {selector_id for selector_id in near if self._selectors[selector_id].selector.matches(labels)}
-        changed = item.matched ^ hits
-        return self._record(Match(selector_id, item_id, selector_id in hits) for selector_id in changed)
+        return self._record(Match(selector_id, item_id, selector_id in hits) for selector_id in asked ^ hits)
 
     def _record(self, changes: Iterable[Match[SelectorId, ItemId]]) -> list[Match[SelectorId, ItemId]]:
         """Note the changes on both sides and put them in order."""
@@ -232,9 +284,9 @@ class LabelIndex(Generic[SelectorId, ItemId]):
         restrictions = selector.restrictions()
         if any(restriction.impossible for restriction in restrictions.values()):
             return ()
-        choices: list[tuple[int, bool, int, tuple[Bin, ...]]] = []
+        choices: list[tuple[int, bool, int, tuple[tuple[str, str | None], ...]]] = []
         for label, restriction in sorted(restrictions.items(), key=lambda entry: entry[0]):
-            bins: tuple[Bin, ...]
+            bins: tuple[tuple[str, str | None], ...]
             if restriction.values is not None:
                 bins = tuple([(label, value) for value in sorted(restriction.values)])
             elif restriction.must_be_present:
@@ -242,7 +294,7 @@ class LabelIndex(Generic[SelectorId, ItemId]):
             else:
                 continue
             vague = restriction.values is None
-            choices.append((self._items_in.count(bins), vague, self._selectors_in.count(bins), bins))
+            choices.append((self._labelled.count(bins), vague, self._selectors_in.count(bins), bins))
         return min(choices, key=lambda choice: choice[:3])[3] if choices else (EVERY,)
 
 

@@ -8,26 +8,42 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from tortie.base.addr import IP, Net
+from tortie.model.policy import HTTPMatch
 from tortie.policy.selector import Selector
 
 Action = Literal["Allow", "Deny", "Log", "Pass"]
 Direction = Literal["ingress", "egress"]
+Hook = Literal["filter", "untracked", "preDNAT"]
+"""Where a policy is asked: among all others; before connection tracking; before destinations are translated. The last
+two concern host endpoints alone."""
+StagedAction = Literal["Set", "Delete"]
 DIRECTIONS: tuple[Direction, Direction] = ("ingress", "egress")
 
 KNP_ORDER = 1000.0
 """Where Kubernetes policies stand among the others of the tier `default`."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class PolicyKey:
-    """Identity of a policy or profile. `kind` is Calico's short form: np, gnp, knp, profile."""
+SET_BY = {"snp": "np", "sgnp": "gnp", "sknp": "knp"}
+"""The kinds of staged policies, and of the policies that they set or delete."""
+
+
+class PolicyKey(NamedTuple):
+    """Identity of a policy or profile. `kind` is Calico's short form: np, gnp, knp, kcnp, snp, sgnp, sknp, profile.
+
+    A tuple, because each state looks thousands of them up.
+    """
 
     kind: str
     namespace: str
     name: str
+
+    @property
+    def target(self) -> PolicyKey:
+        """The policy that a staged one sets or deletes; of any other itself."""
+        return PolicyKey(SET_BY.get(self.kind, self.kind), self.namespace, self.name)
 
     def __str__(self) -> str:
         return "/".join(part for part in (self.kind, self.namespace, self.name) if part)
@@ -42,6 +58,13 @@ class SelectorSet:
     @cached_property
     def uid(self) -> str:
         return self.selector.uid
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.selector)
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def __str__(self) -> str:
         return str(self.selector)
@@ -59,13 +82,37 @@ class PortSet:
     def uid(self) -> str:
         return f"{self.selector.uid},{self.protocol or 'any'},{self.port}"
 
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.selector, self.protocol, self.port))
+
+    def __hash__(self) -> int:
+        return self._hash
+
     def __str__(self) -> str:
         return f'port "{self.port}" of {self.selector}'
 
 
-SetRef = SelectorSet | PortSet
+@dataclass(frozen=True)
+class ServiceSet:
+    """(address, protocol, port) of everything behind a service, ready or not. `ports` False: the addresses alone."""
+
+    namespace: str
+    name: str
+    ports: bool
+
+    @cached_property
+    def uid(self) -> str:
+        return f"{self.namespace}/{self.name},{'ports' if self.ports else 'addresses'}"
+
+    def __str__(self) -> str:
+        return f"service {self.namespace}/{self.name}"
+
+
+SelectorRef = SelectorSet | PortSet
+SetRef = SelectorRef | ServiceSet
 NamedPort = tuple[IP, int, int]
-"""A member of a PortSet: address, protocol number, port."""
+"""A member of a PortSet, or of a ServiceSet with ports: address, protocol number, port."""
 Member = Net | NamedPort
 
 
@@ -81,10 +128,11 @@ class Side:
     named: tuple[PortSet, ...] = ()
     not_ports: tuple[tuple[int, int], ...] = ()
     not_named: tuple[PortSet, ...] = ()
+    services: tuple[ServiceSet, ...] = ()
 
     @property
     def refs(self) -> tuple[SetRef, ...]:
-        return (*self.sets, *self.not_sets, *self.named, *self.not_named)
+        return (*self.sets, *self.not_sets, *self.named, *self.not_named, *self.services)
 
     @property
     def families(self) -> set[int]:
@@ -106,7 +154,11 @@ ANY = Side()
 
 @dataclass(frozen=True, slots=True)
 class PolicyRule:
-    """One rule. `icmp` is (type, code), either None meaning any; None for no such match."""
+    """One rule. `icmp` is (type, code), either None meaning any; None for no such match.
+
+    `http` is for an application layer: where packets are looked at, the rule matches by the rest. `annotations` are
+    what its author noted, for people.
+    """
 
     action: Action
     version: int | None = None
@@ -116,6 +168,8 @@ class PolicyRule:
     not_icmp: tuple[int | None, int | None] | None = None
     source: Side = ANY
     destination: Side = ANY
+    http: HTTPMatch | None = None
+    annotations: tuple[tuple[str, str], ...] = ()
 
     @property
     def refs(self) -> tuple[SetRef, ...]:
@@ -134,7 +188,11 @@ class PolicyRule:
 
 @dataclass(frozen=True)
 class Policy:
-    """A policy or a profile. A profile has the selector None: endpoints name it themselves."""
+    """A policy or a profile. A profile has the selector None: endpoints name it themselves.
+
+    `staged` policies are asked for what they would do and never obeyed; `on_forward` ones concern what a host endpoint
+    forwards, too; `everywhere` keeps a policy's sets on nodes on which it selects nothing.
+    """
 
     key: PolicyKey
     selector: Selector | None
@@ -143,6 +201,10 @@ class Policy:
     egress: tuple[PolicyRule, ...] = ()
     tier: str = "default"
     order: float | None = None
+    hook: Hook = "filter"
+    on_forward: bool = False
+    staged: StagedAction | None = None
+    everywhere: bool = False
 
     def rules(self, direction: Direction) -> tuple[PolicyRule, ...]:
         return self.ingress if direction == "ingress" else self.egress
@@ -153,9 +215,11 @@ class Policy:
         return frozenset(ref for rule in (*self.ingress, *self.egress) for ref in rule.refs)
 
     @property
-    def sort_key(self) -> tuple[bool, float, str]:
-        """Order inside the tier: unset last, ties by `name/namespace/kind`."""
-        return self.order is None, self.order or 0.0, f"{self.key.name}/{self.key.namespace}/{self.key.kind}"
+    def sort_key(self) -> tuple[bool, float, str, bool]:
+        """Order inside the tier: unset last, ties by `name/namespace/kind`. A staged policy stands where the one that
+        it sets would, before the one that it replaces."""
+        key = self.key.target
+        return self.order is None, self.order or 0.0, f"{key.name}/{key.namespace}/{key.kind}", self.staged is None
 
 
 def rule_id(key: PolicyKey, direction: Direction, index: int) -> str:
@@ -166,6 +230,11 @@ def rule_id(key: PolicyKey, direction: Direction, index: int) -> str:
 def end_of_tier_id(tier: str, interface: str, direction: Direction) -> str:
     """The name of the drop at the end of a tier."""
     return f"tier/{tier}|{interface}|{direction}"
+
+
+def staged_end_id(tier: str, interface: str, direction: Direction) -> str:
+    """The name of the count of those that the end of a tier would deny, if its policies were not staged but set."""
+    return f"staged-tier/{tier}|{interface}|{direction}"
 
 
 def no_profile_id(interface: str, direction: Direction) -> str:

@@ -1,0 +1,84 @@
+"""Flows that connection tracking still sends where services no longer do. Only UDP: others end by themselves.
+
+A flow keeps the backend that its first packet got. A client that goes on sending from one socket would never notice
+that its backend went, nor, where there was none at first, that there is one now. Such a flow is deleted; its next
+packet opens another.
+
+    reply comes from     backends there   then
+    one of them          yes              it goes on, be it one of all or one of this node
+    somebody else        yes, or no       deleted
+    the frontend itself  yes              deleted: it was not translated
+    the frontend itself  no               it goes on: there is nobody to get
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address, IPv6Address
+
+from tortie.base.addr import IP
+from tortie.base.flow import UDP, Flow, Way
+from tortie.calc.proxy.state import Entrance, Frontend, ProxyState, Served
+
+OWN: dict[int, IP] = {4: IPv4Address(0), 6: IPv6Address(0)}
+"""By IP version: stands for every address of this node."""
+
+Ends = frozenset[tuple[IP, int]]
+"""Addresses and ports of backends."""
+
+
+def stale(flows: Iterable[Flow], state: ProxyState, own: frozenset[IP]) -> Iterator[Flow]:
+    """Those to be deleted. `own`: the addresses of this node, at which NodePorts are answered."""
+    there = {one.frontend: one for served in state.services.values() for one in _udp(served)}
+    ends: dict[Frontend, Ends] = {}
+    for flow in flows:
+        if flow.opened.protocol != UDP or (frontend := _asked(flow.opened, there, state, own)) is None:
+            continue
+        if frontend not in ends:
+            ends[frontend] = _ends(there[frontend])
+        replies = flow.reply.source, flow.reply.source_port
+        untranslated = replies == (flow.opened.destination, flow.opened.destination_port)
+        if replies not in ends[frontend] and (ends[frontend] or not untranslated):
+            yield flow
+
+
+def touched(old: ProxyState, new: ProxyState) -> frozenset[IP]:
+    """Which flows must be looked at after a change: those opened to, or answered by, one of these addresses. 0.0.0.0
+    and :: stand for all addresses of this node: a NodePort. Empty when no UDP backend went, and none came to an
+    entrance that had none."""
+    found: set[IP] = set()
+    for key, served in new.services.items():
+        before = old.services.get(key)
+        if before is not served:
+            known = {one.frontend: _ends(one) for one in _udp(before)} if before is not None else {}
+            for one in _udp(served):
+                found.update(_touched(one.frontend, known.get(one.frontend, frozenset()), _ends(one)))
+    return frozenset(found)
+
+
+def _touched(frontend: Frontend, old: Ends, new: Ends) -> Iterator[IP]:
+    gone = old - new
+    if gone or (new and not old):
+        yield frontend.ip if frontend.ip is not None else OWN[frontend.version]
+        yield from (ip for ip, _ in gone)
+
+
+def _udp(served: Served) -> Iterator[Entrance]:
+    return (one for one in served.entrances if one.frontend.protocol == UDP)
+
+
+def _ends(entrance: Entrance) -> Ends:
+    return frozenset((one.ip, one.port) for one in (*entrance.backends, *(entrance.local or ())))
+
+
+def _asked(way: Way, there: dict[Frontend, Entrance], state: ProxyState, own: frozenset[IP]) -> Frontend | None:
+    """The frontend that the first packet was sent to. One with an address comes before NodePorts."""
+    ip = way.destination
+    named = Frontend(ip.version, ip, way.protocol, way.destination_port)
+    if named in there:
+        return named
+    anywhere = Frontend(ip.version, None, way.protocol, way.destination_port)
+    if anywhere not in there or ip not in own or ip.is_loopback:
+        return None
+    allowed = state.node_ports is None or any(ip in net for net in state.node_ports)
+    return anywhere if allowed else None
