@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import IntFlag
 
 from tortie.base.errors import ConfigError, Exists, KernelError, NotFound
+from tortie.base.record import record
 from tortie.kernel.netlink import Netlink
 from tortie.kernel.netlink.codec import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE
 from tortie.kernel.netlink.tables import (
@@ -22,8 +20,12 @@ from tortie.kernel.netlink.tables import (
     scope_number,
 )
 
+TYPE_CHECKING = False  # as in netlink.codec
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
-class AddressFlag(IntFlag):
+
+class AddressFlag:
     """IFA_F_* of linux/if_addr.h."""
 
     SECONDARY = 0x01  # of an IPv6 address: TEMPORARY
@@ -40,17 +42,14 @@ class AddressFlag(IntFlag):
     STABLE_PRIVACY = 0x800
 
 
-NO_FLAGS = AddressFlag(0)
-
-
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Address:
     """An address on the link with this index. `scope` is as `ip` says it; `peer` is the far end's, if it has one."""
 
     index: int
     ip: str
     scope: str = "global"
-    flags: AddressFlag = NO_FLAGS
+    flags: int = 0
     peer: str = ""
 
     @property
@@ -70,7 +69,7 @@ def decode(payload: bytes) -> Address:
         index=values["ifa_index"],
         ip=f"{ip}/{length}",
         scope=SCOPES.get(scope, str(scope)),
-        flags=AddressFlag(values.get("flags", values["ifa_flags"])),
+        flags=values.get("flags", values["ifa_flags"]),
         peer=f"{far}/{length}" if far != ip else "",
     )
 

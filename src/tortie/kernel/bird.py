@@ -31,9 +31,14 @@ READ_TIMEOUT = 2.0  # seconds for each read of the control socket, as Calico's r
 START_TIMEOUT = 10.0
 STOP_TIMEOUT = 10.0  # BIRD says goodbye to its peers first
 CHECK_TIMEOUT = 30.0
+LOG_MOST = 1 << 20
+"""Bytes that the log may have; BIRD goes on for ever where a peer has something wrong."""
+LOG_TAIL = 1 << 16
+"""Bytes of its end that are looked at, and kept when it has more than it may: about a thousand lines."""
 _CHUNK = 65536
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"  # where packages put bird, and where a login shell does not look
 _MAX_SOCKET_PATH = 107  # sockaddr_un.sun_path less its terminator (linux/un.h)
+_BLOCK = re.compile(r"(protocol|filter|function|template) ")
 _LOADED = (Code.RECONFIGURED, Code.RECONFIGURATION_IN_PROGRESS, Code.RECONFIGURATION_QUEUED)
 
 
@@ -41,7 +46,7 @@ class Bird:
     """One BIRD daemon, known by its control socket. `netns` is a name under /run/netns or a path; None for ours.
 
     Beside `config` lie `<config>.next` while a text is being tried and `<config>.lock`; beside `socket` lies the pid
-    file. BIRD's log, its standard error, is appended to `log`.
+    file. BIRD's log, its standard error, is appended to `log`; whoever looks after the daemon has it trimmed.
     """
 
     def __init__(
@@ -59,6 +64,11 @@ class Bird:
         self._staged = config.with_name(config.name + ".next")
         self._lock = config.with_name(config.name + ".lock")
         self._child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def netns_path(self) -> str | None:
+        """Of the namespace that the daemon runs in; None for ours."""
+        return None if self.netns is None else str(Path("/run/netns") / self.netns)
 
     # ------------------------------------------------------------------------------------------ configuration
 
@@ -98,6 +108,18 @@ class Bird:
             self._staged.replace(self.config)
             return True
 
+    def reload(self) -> None:
+        """Has the daemon load its file once more: sessions that could not start try again, the others do not notice.
+
+        Raises Unavailable when the daemon does not answer, ConfigError when it refuses what somebody has made of it.
+        """
+        with self._exclusive():
+            self._configure("configure")
+
+    def deaf(self) -> bool:
+        """Whether a session is down for its address was not there to listen on as it started. BIRD leaves it so."""
+        return "No listening socket" in str(self.ask("show protocols"))
+
     def _current(self) -> str | None:
         try:
             return self.config.read_text()
@@ -114,13 +136,17 @@ class Bird:
         lines = text.splitlines()
         line = lines[int(number) - 1].strip() if 0 < int(number) <= len(lines) else ""
         shown = f" in `{line}`" if line and "password" not in line else ""
+        block = next((one for one in reversed(lines[: int(number)]) if _BLOCK.match(one)), "")
+        shown += f" of {block.rstrip(' {')}" if block and block.strip() != line else ""
         return ConfigError(f"{what}{shown}", str(self.config), f"line {number} column {column}")
 
     def _load(self) -> None:
         """Has the daemon, if it runs, take over the staged file."""
-        if not self._listening():
-            return
-        reply = self.ask(f'configure "{self._staged}"')
+        if self._listening():
+            self._configure(f'configure "{self._staged}"')
+
+    def _configure(self, command: str) -> None:
+        reply = self.ask(command)
         if reply.code == Code.BAD_CONFIGURATION:
             raise ConfigError(reply.text, str(self.config))
         if reply.code not in _LOADED:
@@ -151,9 +177,10 @@ class Bird:
                 raise Unavailable(f"bird runs but does not answer on {self.socket}; not starting another")
             for path in (self.socket, self.log):
                 path.parent.mkdir(parents=True, exist_ok=True)
+            self.trim_log()
             command = [*self._enter(), _executable(), "-f", *(["-R"] if recover else [])]
             command += ["-c", str(self.config), "-s", str(self.socket), "-P", str(self.pid_file)]
-            with self.log.open("ab") as log:
+            with open(self.log, "ab", opener=_private) as log:
                 self._child = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
                 )
@@ -184,7 +211,7 @@ class Bird:
     def _enter(self) -> list[str]:
         if self.netns is None:
             return []
-        return ["nsenter", f"--net={Path('/run/netns') / self.netns}", "--"]
+        return ["nsenter", f"--net={self.netns_path}", "--"]
 
     def _await_answer(self, child: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + START_TIMEOUT
@@ -204,7 +231,7 @@ class Bird:
             time.sleep(0.01)
 
     def _last_log_line(self) -> str:
-        lines = self.log.read_text(errors="replace").strip().splitlines()
+        lines = self.log_tail().strip().splitlines()
         return lines[-1] if lines else f"see {self.log}"
 
     def _ask_down(self) -> bool:
@@ -233,6 +260,37 @@ class Bird:
         with self._lock.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+    # ---------------------------------------------------------------------------------------------------- log
+
+    def log_is_large(self) -> bool:
+        """Whether it has more than LOG_MOST bytes."""
+        try:
+            return self.log.stat().st_size > LOG_MOST
+        except OSError:
+            return False
+
+    def log_tail(self) -> str:
+        """The last LOG_TAIL bytes of the log; "" without one."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL))
+                return file.read().decode(errors="replace")
+        except OSError:
+            return ""
+
+    def trim_log(self) -> None:
+        """Keeps the end of a log that is too large. The daemon goes on in the same file: it appends to whatever there
+        is. A line that it writes at this very moment may get lost. Raises Unavailable for a file that is not ours."""
+        if not self.log_is_large():
+            return
+        kept = self.log_tail().partition("\n")[2]
+        try:
+            with open(self.log, "a", encoding="utf-8", opener=_private) as file:
+                file.truncate(0)
+                file.write(kept)
+        except OSError as err:
+            raise Unavailable(f"{self.log}: {err.strerror}") from None
 
     # --------------------------------------------------------------------------------------------- conversation
 
@@ -333,6 +391,10 @@ def _executable() -> str:
     if found is None:
         raise NotSupported("bird not found: apt-get install bird2")
     return found
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def _write(path: Path, text: str) -> None:

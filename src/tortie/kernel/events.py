@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from tortie.base.errors import KernelError
@@ -35,10 +36,21 @@ USUAL = tuple(group for group in Group if group is not Group.NEIGHBOUR)
 
 @dataclass(frozen=True, slots=True)
 class LinkEvent:
-    """A link is there or has changed (not necessarily in anything that `Link` shows), or is gone."""
+    """A link is there or has changed (not necessarily in anything that `Link` shows), or is gone.
 
-    link: links.Link
+    They come by the dozen and are seldom looked at closer: `link` is only made when it is asked for.
+    """
+
+    index: int
+    name: str
+    up: bool
     gone: bool = False
+    payload: bytes = field(default=b"", repr=False)
+
+    @property
+    def link(self) -> links.Link:
+        """All that was told of it."""
+        return links.decode(self.payload)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +94,14 @@ class Monitor:
     For `loop.add_reader(monitor.fileno(), ...)`: when it is readable, `read()` gives what there is, and never waits.
     """
 
-    def __init__(self, netns: str | int | None = None, groups: Iterable[Group] = USUAL) -> None:
+    def __init__(
+        self,
+        netns: str | int | None = None,
+        groups: Iterable[Group] = USUAL,
+        matters: Callable[[Message], bool] | None = None,
+    ) -> None:
+        """`matters` is asked of each message before the work of reading it is done."""
+        self._matters = matters
         self._socket = open_socket(netns)
         self._socket.setblocking(False)
         self._socket.bind((0, 0))  # without a port of its own a socket counts as the kernel's, which hears not itself
@@ -120,10 +139,39 @@ class Monitor:
                 events.append(Overrun())
                 continue
             for message in unpack_messages(data):
-                event = decode(message)
-                if event is not None:
-                    events.append(event)
+                if self._matters is None or message.type == NLMSG_OVERRUN or self._matters(message):
+                    event = decode(message)
+                    if event is not None:
+                        events.append(event)
         return events
+
+
+_ROUTE_PROTOCOL = 5  # offset of rtm_protocol in struct rtmsg (linux/rtnetlink.h)
+_NEIGHBOUR_STATE = struct.Struct("=8xH")  # ndm_state of struct ndmsg (linux/neighbour.h)
+_PERMANENT = tables.NEIGHBOUR_STATE_NUMBERS["permanent"]
+
+
+def protocol_of(message: Message) -> int | None:
+    """Whose the route is that a message is about (RTPROT_*); None for what is no route."""
+    if message.type in (tables.RTM_NEWROUTE, tables.RTM_DELROUTE):
+        return message.payload[_ROUTE_PROTOCOL]
+    return None
+
+
+def may_matter(busy: int, held: Callable[[], object]) -> Callable[[Message], bool]:
+    """Passes over most of what changes by itself: neighbours that are not permanent, routes of the kernel's own, and,
+    while `held` is false, those of the protocol `busy`."""
+
+    def matters(message: Message) -> bool:
+        payload = message.payload
+        if message.type in (tables.RTM_NEWROUTE, tables.RTM_DELROUTE):
+            protocol = protocol_of(message)
+            return protocol != tables.RTPROT_KERNEL and (protocol != busy or bool(held()))
+        if message.type == tables.RTM_NEWNEIGH and payload[0] != tables.AF_BRIDGE:
+            return bool(_NEIGHBOUR_STATE.unpack_from(payload)[0] & _PERMANENT)
+        return True
+
+    return matters
 
 
 def decode(message: Message) -> Event | None:
@@ -136,7 +184,7 @@ def decode(message: Message) -> Event | None:
 
 def _link(payload: bytes, gone: bool) -> Event | None:
     # With family AF_BRIDGE it is about being a port: RTM_DELLINK then only means that a link left its bridge.
-    return LinkEvent(links.decode(payload), gone) if payload[:1] == bytes([tables.AF_UNSPEC]) else None
+    return LinkEvent(*links.state(payload), gone, payload) if payload[:1] == bytes([tables.AF_UNSPEC]) else None
 
 
 def _route(payload: bytes, gone: bool) -> Event | None:

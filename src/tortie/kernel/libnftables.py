@@ -8,14 +8,13 @@ Source: libnftables(3). The library runs nft's language; whether it is there is 
 from __future__ import annotations
 
 import ctypes
-import logging
 import weakref
-from functools import lru_cache
-
-log = logging.getLogger(__name__)
 
 LIBRARY = "libnftables.so.1"
 DEFAULT = 0  # NFT_CTX_DEFAULT (nftables/libnftables.h)
+HANDLES_AND_JSON = 1 << 3 | 1 << 4  # NFT_CTX_OUTPUT_HANDLE, NFT_CTX_OUTPUT_JSON
+
+_loaded: list[ctypes.CDLL | None] = []
 
 
 class Context:
@@ -36,16 +35,38 @@ class Context:
 
     def run(self, script: str) -> bool:
         """One transaction: all of it or nothing. False when it was refused; its words for that name no line."""
-        if self._library.nft_run_cmd_from_buffer(self._context, script.encode()) == 0:
+        complaint = self.refusal(script)
+        if complaint is None:
             return True
-        complaint = self._library.nft_ctx_get_error_buffer(self._context)  # asking also empties the buffer
-        log.debug("%s refuses a transaction: %s", LIBRARY, complaint.decode(errors="replace").strip())
+        import logging  # takes longer to import than a transaction takes
+
+        logging.getLogger(__name__).debug("%s refuses a transaction: %s", LIBRARY, complaint)
         return False
 
+    def refusal(self, script: str) -> str | None:
+        """The same, with the library's words for why it was refused; None when it was not."""
+        if self._library.nft_run_cmd_from_buffer(self._context, script.encode()) == 0:
+            return None
+        complaint: bytes = self._library.nft_ctx_get_error_buffer(self._context)  # asking also empties the buffer
+        return complaint.decode(errors="replace").strip()
 
-@lru_cache(maxsize=1)
+    def listing(self, words: str) -> tuple[bytes, str | None]:
+        """What `nft -j -a WORDS` prints, and why it was refused, if it was."""
+        self._library.nft_ctx_output_set_flags(self._context, HANDLES_AND_JSON)
+        complaint = self.refusal(words)
+        said: bytes = self._library.nft_ctx_get_output_buffer(self._context)  # asking also empties the buffer
+        self._library.nft_ctx_output_set_flags(self._context, 0)
+        return said, complaint
+
+
 def load() -> ctypes.CDLL | None:
     """The library, or None where it is not installed."""
+    if not _loaded:
+        _loaded.append(_load())
+    return _loaded[0]
+
+
+def _load() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(LIBRARY)
     except OSError:
@@ -54,8 +75,11 @@ def load() -> ctypes.CDLL | None:
     library.nft_ctx_new.restype = ctypes.c_void_p
     for name in ("nft_ctx_free", "nft_ctx_buffer_output", "nft_ctx_buffer_error"):
         getattr(library, name).argtypes = [ctypes.c_void_p]
-    library.nft_ctx_get_error_buffer.argtypes = [ctypes.c_void_p]
-    library.nft_ctx_get_error_buffer.restype = ctypes.c_char_p
+    library.nft_ctx_output_set_flags.argtypes = [ctypes.c_void_p, ctypes.c_uint]
+    library.nft_ctx_output_set_flags.restype = None
+    for name in ("nft_ctx_get_error_buffer", "nft_ctx_get_output_buffer"):
+        getattr(library, name).argtypes = [ctypes.c_void_p]
+        getattr(library, name).restype = ctypes.c_char_p
     library.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
     library.nft_run_cmd_from_buffer.restype = ctypes.c_int
     return library

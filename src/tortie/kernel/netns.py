@@ -9,16 +9,16 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from fcntl import LOCK_EX, flock, ioctl
-from functools import lru_cache
 
 from tortie.base.errors import ConfigError, Exists, KernelError, NotFound
 
 TYPE_CHECKING = False  # as in netlink.codec
 if TYPE_CHECKING:
     import ctypes
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Any
 
 DIRECTORY = "/run/netns"
 OWN = "/proc/thread-self/ns/net"
@@ -32,11 +32,17 @@ _MNT_DETACH = 2  # sys/mount.h
 # --- system calls that Python 3.11 lacks --------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
+_loaded: dict[str, Any] = {}
+"""What of libc was used once: `libc`, and the function `setns`."""
+
+
 def _libc() -> ctypes.CDLL:
     import ctypes  # 8 ms that most callers do not need
 
-    return ctypes.CDLL(None, use_errno=True)
+    if "libc" not in _loaded:
+        _loaded["libc"] = ctypes.CDLL(None, use_errno=True)
+    libc: ctypes.CDLL = _loaded["libc"]
+    return libc
 
 
 def _call(name: str, *arguments: int | bytes | None) -> None:
@@ -49,11 +55,31 @@ def _call(name: str, *arguments: int | bytes | None) -> None:
         raise OSError(code, os.strerror(code))
 
 
-def _setns(fd: int) -> None:
+def set_ns(fd: int, kind: int = _CLONE_NEWNET) -> None:
+    """setns(2) of the calling thread. Raises OSError. Whoever wants to come back uses `entered`."""
     if sys.version_info >= (3, 12):
-        os.setns(fd, _CLONE_NEWNET)
+        os.setns(fd, kind)
     else:
-        _call("setns", fd, _CLONE_NEWNET)
+        _setns_of_libc(fd, kind)
+
+
+def _setns_of_libc(fd: int, kind: int) -> None:
+    """Plugins come here, so it does without `ctypes`, whose C part has all that it takes."""
+    import _ctypes
+
+    if "setns" not in _loaded:
+
+        class Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
+            _type_ = "i"
+
+        class Function(_ctypes.CFuncPtr):
+            _flags_ = 0x1 | 0x8  # FUNCFLAG_CDECL, FUNCFLAG_USE_ERRNO
+            _restype_ = Int
+
+        _loaded["setns"] = Function(_ctypes.dlsym(_ctypes.dlopen(None, 0), "setns"))  # type: ignore[arg-type]
+    if _loaded["setns"](fd, kind) == -1:
+        code = _ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 def _mount(source: str, target: str, flags: int) -> None:
@@ -95,28 +121,51 @@ def open_ns(path: str) -> int:
     return fd
 
 
-@contextmanager
-def entered(where: str | int) -> Iterator[None]:
+class entered:
     """The calling thread is in the namespace (path or descriptor) inside the `with`, and back outside, come what may.
 
     Only this thread: sockets it opens, links it lists and /proc/sys/net are the namespace's. Do not `await` inside.
+    None is where the thread is already.
     """
-    home = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
+
+    __slots__ = ("_home", "_where")
+
+    def __init__(self, where: str | int | None) -> None:
+        self._where = where
+        self._home = -1
+
+    def __enter__(self) -> None:
+        if self._where is None:
+            return
+        home = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _enter(self._where)
+        except BaseException:
+            os.close(home)
+            raise
+        self._home = home
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._home < 0:
+            return
+        try:
+            set_ns(self._home)  # with CAP_SYS_ADMIN, without which we had not come here, this cannot fail
+        finally:
+            os.close(self._home)
+            self._home = -1
+
+
+def _enter(where: str | int) -> None:
+    fd = open_ns(where) if isinstance(where, str) else where
     try:
-        fd = open_ns(where) if isinstance(where, str) else where
-        try:
-            _setns(fd)
-        except OSError as why:
-            raise KernelError(why.errno or errno.EIO, f"enter network namespace {where}") from None
-        finally:
-            if isinstance(where, str):
-                os.close(fd)
-        try:
-            yield
-        finally:
-            _setns(home)  # with CAP_SYS_ADMIN, without which we had not come here, this cannot fail
+        set_ns(fd)
+    except OSError as why:
+        raise KernelError(why.errno or errno.EIO, f"enter network namespace {where}") from None
     finally:
-        os.close(home)
+        if isinstance(where, str):
+            os.close(fd)
 
 
 def inode(path: str = OWN) -> int:
@@ -129,8 +178,11 @@ def inode(path: str = OWN) -> int:
 
 
 def is_same_as_self(path: str) -> bool:
-    """Whether `path` is the namespace the calling thread is in."""
-    return inode(path) == inode(OWN)
+    """Whether `path` is the namespace the calling thread is in; no, if there is nothing there."""
+    try:
+        return os.path.samestat(os.stat(path), os.stat(OWN))
+    except OSError:
+        return False
 
 
 def pids_in(path: str) -> list[int]:
@@ -139,9 +191,12 @@ def pids_in(path: str) -> list[int]:
     found: list[int] = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
-            with suppress(OSError):  # gone meanwhile, or a kernel thread of which we may not know
-                if os.stat(f"/proc/{entry}/ns/net").st_ino == wanted:
-                    found.append(int(entry))
+            try:
+                theirs = os.stat(f"/proc/{entry}/ns/net").st_ino
+            except OSError:  # gone meanwhile, or a kernel thread of which we may not know
+                continue
+            if theirs == wanted:
+                found.append(int(entry))
     return sorted(found)
 
 
@@ -201,6 +256,16 @@ def delete(name: str) -> None:
         pass
     except OSError as why:
         raise KernelError(why.errno or errno.EIO, f"ip netns delete {name}") from None
+
+
+def apart(action: Callable[[], None]) -> None:
+    """Runs it in a fresh namespace without a name, which goes with everything in it when it is done."""
+
+    def unshare_and_act() -> None:
+        _call("unshare", _CLONE_NEWNET)
+        action()
+
+    _in_thread_of_its_own(unshare_and_act)
 
 
 def _share_directory() -> None:

@@ -10,7 +10,7 @@ import logging
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,8 +23,17 @@ log = logging.getLogger(__name__)
 TIMEOUT = 60.0
 """Seconds for one transaction; the kernel needs well under one for 100,000 elements."""
 
+LARGE = 1 << 18
+"""Characters of a transaction from which on the start of a process makes no difference."""
+
 Contents = dict[str, list[Any]]
 """A table's chains, rules and sets by kind and name, without what differs between equal tables."""
+
+Counts = dict[str, tuple[int, int]]
+"""Packets and bytes by rule comment."""
+
+Begun = Callable[[int], None]
+"""Called with the process that was started to run nft, before it knows what to do."""
 
 _PASSING = frozenset({"handle", "packets", "bytes"})
 _UNORDERED = frozenset({"elem", "set"})
@@ -37,31 +46,46 @@ def available() -> None:
         raise NotSupported("nft not found: apt-get install nftables")
 
 
-def apply(script: str, netns: str | None = None) -> None:
+def apply(script: str, netns: str | None = None, begun: Begun | None = None) -> None:
     """Run one transaction: all of it or nothing. Raises KernelError naming the refused line."""
-    done = _run(["nft", "-f", "-"], netns, script)
+    done = _run(["nft", "-f", "-"], netns, script, begun)
     if done.returncode != 0:
         raise _refusal(done.stderr, script)
+
+
+def takes(script: str, netns: str | None = None) -> bool:
+    """Whether the kernel would take a script; it is left as it is."""
+    return _run(["nft", "--check", "-f", "-"], netns, script).returncode == 0
 
 
 class Session:
     """Transactions into one network namespace, one after the other: that of the thread of the first, or `netns`.
 
     As `apply`, but by nft's library in this process where there is one: six times as fast. `in_process` False does
-    without it. Not to be shared by threads.
+    without it. What is LARGE goes to the program all the same: the memory that nft needs for it, thirty times its size,
+    goes with the process, where the library would keep it. Not to be shared by threads.
     """
 
     def __init__(self, netns: str | None = None, *, in_process: bool = True) -> None:
         self._netns = netns
         self._in_process = in_process
         self._context: libnftables.Context | None = None
+        self.begun: Begun | None = None
+
+    def open(self) -> None:
+        """Make the socket now, not only when it is needed: whoever listens can know then what comes from it."""
+        if self._in_process and self._context is None:
+            self._context = self._open()
+            if self._context is not None:
+                # Any question gives the socket its port. This one is not about sets, which may have many elements.
+                self._context.run("list ct helpers\n")
 
     def apply(self, script: str) -> None:
         """Run one transaction: all of it or nothing. Raises KernelError naming the refused line."""
-        if self._in_process and self._context is None:
-            self._context = self._open()
-        if self._context is None or not self._context.run(script):
-            apply(script, self._netns)  # what the library refuses, the program refuses too, and says where and why
+        self.open()
+        if self._context is None or len(script) > LARGE or not self._context.run(script):
+            # What the library refuses, the program refuses too, and says where and why.
+            apply(script, self._netns, self.begun)
 
     def _open(self) -> libnftables.Context | None:
         library = libnftables.load()
@@ -87,6 +111,16 @@ def list_json(words: Sequence[str], netns: str | None = None) -> list[dict[str, 
     return listed
 
 
+def listing(words: Sequence[str], netns: str | None = None) -> str:
+    """`nft WORDS` as people read it. Raises NotFound when the named thing is not there."""
+    done = _run(["nft", *words], netns, None)
+    if done.returncode != 0:
+        if "No such file or directory" in done.stderr:
+            raise NotFound(f"nft {' '.join(words)}: not there")
+        raise KernelError(5, f"nft {' '.join(words)}", _first_line(done.stderr))
+    return done.stdout
+
+
 def rules(table: str, netns: str | None = None) -> Iterator[dict[str, Any]]:
     """Every rule of a table (`inet tortie`), as nft's JSON has it. A missing table has none."""
     try:
@@ -98,10 +132,15 @@ def rules(table: str, netns: str | None = None) -> Iterator[dict[str, Any]]:
             yield item["rule"]
 
 
-def counters(table: str, netns: str | None = None) -> dict[str, tuple[int, int]]:
+def counters(table: str, netns: str | None = None) -> Counts:
     """(packets, bytes) by rule comment; rules with the same comment add up."""
-    found: dict[str, tuple[int, int]] = {}
-    for rule in rules(table, netns):
+    return counted(rules(table, netns))
+
+
+def counted(listed: Iterable[dict[str, Any]]) -> Counts:
+    """The same of rules that are listed already."""
+    found: Counts = {}
+    for rule in listed:
         for expression in rule.get("expr", ()):
             counter = expression.get("counter") if isinstance(expression, dict) else None
             if isinstance(counter, dict) and "comment" in rule:
@@ -113,7 +152,7 @@ def counters(table: str, netns: str | None = None) -> dict[str, tuple[int, int]]
 def contents(table: str, netns: str | None = None) -> Contents | None:
     """What a table holds, to be compared with `contents_of`; None when there is none that could be compared."""
     try:
-        return _comparable(list_json(["list", "table", *table.split()], netns))
+        return comparable(list_json(["list", "table", *table.split()], netns))
     except (NotFound, KernelError):
         return None
 
@@ -126,10 +165,11 @@ def contents_of(script: str, table: str) -> Contents:
     done = _run(["unshare", "--net", "sh", "-c", f"nft -f - && nft -j list table {table}"], None, script)
     if done.returncode != 0:
         raise _refusal(done.stderr, script)
-    return _comparable(json.loads(done.stdout)["nftables"])
+    return comparable(json.loads(done.stdout)["nftables"])
 
 
-def _comparable(listed: list[dict[str, Any]]) -> Contents:
+def comparable(listed: list[dict[str, Any]]) -> Contents:
+    """What has been listed, by kind and name."""
     found: Contents = {}
     for item in listed:
         for kind, thing in item.items():
@@ -152,11 +192,22 @@ def _bare(value: Any) -> Any:
     return bare
 
 
-def _run(command: list[str], netns: str | None, script: str | None) -> subprocess.CompletedProcess[str]:
+def _run(
+    command: list[str], netns: str | None, script: str | None, begun: Begun | None = None
+) -> subprocess.CompletedProcess[str]:
     if netns is not None:
         command = ["nsenter", f"--net={netns}", *command]
+    pipe = subprocess.PIPE
     try:
-        return subprocess.run(command, input=script, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+            try:
+                if begun is not None:
+                    begun(process.pid)
+                out, err = process.communicate(script, TIMEOUT)
+            except BaseException:
+                process.kill()
+                raise
+            return subprocess.CompletedProcess(command, process.returncode, out, err)
     except (FileNotFoundError, PermissionError) as error:
         raise NotSupported(f"{error.filename} cannot be run: apt-get install nftables util-linux") from None
     except subprocess.TimeoutExpired:

@@ -28,10 +28,12 @@ from tortie.kernel.netlink.tables import (
     RT_TABLE_MAIN,
     RTM_DELROUTE,
     RTM_F_CLONED,
+    RTM_F_FIB_MATCH,
     RTM_GETROUTE,
     RTM_NEWROUTE,
     RTNH_F_ONLINK,
     RTNLGRP_IPV6_ROUTE,
+    RTPROT_BOOT,
     SCOPES,
     TABLES,
     scope_number,
@@ -45,7 +47,6 @@ if TYPE_CHECKING:
 _DISCARDS = frozenset({"blackhole", "unreachable", "prohibit", "throw"})
 
 _RTMSG = struct.Struct("=5xB2xI")  # rtm_protocol and rtm_flags of struct rtmsg (linux/rtnetlink.h)
-_BOOT = 3  # RTPROT_BOOT, which `ip route add` uses too
 _IPV6_METRIC = 1024  # IP6_RT_PRIO_USER (linux/ipv6_route.h): what the kernel makes of metric 0
 
 _REQUESTS = {
@@ -80,7 +81,7 @@ class Route:
     via: IP | None = None
     dev: int | None = None
     table: int = RT_TABLE_MAIN
-    protocol: int = _BOOT
+    protocol: int = RTPROT_BOOT
     scope: str = ""
     metric: int = 0
     type: str = "unicast"
@@ -117,7 +118,7 @@ class Route:
         words += _way(self.dst, self.via, self.dev, names)
         if self.table != RT_TABLE_MAIN:
             words.append(f"table {TABLES.get(self.table, self.table)}")
-        if self.protocol != _BOOT:
+        if self.protocol != RTPROT_BOOT:
             words.append(f"proto {PROTOCOLS.get(self.protocol, self.protocol)}")
         if self.scope != "global":
             words.append(f"scope {self.scope}")
@@ -237,6 +238,26 @@ def encode(route: Route) -> bytes:
 
 
 # --- asking and changing ------------------------------------------------------------------------------------------
+
+
+def lookup(nl: Netlink, source: IP | None, destination: IP, dev: int = 0, mark: int = 0) -> Route:
+    """The route that a packet would take now: one that comes in by the link with index `dev`, or the host's own.
+
+    Raises KernelError in the kernel's words where there is none, or where it would be an `unreachable` or the like.
+    """
+    values = {
+        "rtm_family": AF_INET if destination.version == 4 else AF_INET6,
+        "rtm_dst_len": destination.max_prefixlen,
+        "rtm_src_len": source.max_prefixlen if source is not None else 0,
+        "rtm_flags": RTM_F_FIB_MATCH,
+        "dst": str(destination),
+        "src": str(source) if source is not None else None,
+        "iif": dev or None,
+        "mark": mark or None,
+    }
+    doing = f"ip route get fibmatch {destination}{f' from {source}' if source else ''}{f' iif if{dev}' if dev else ''}"
+    answers = nl.request(RTM_GETROUTE, 0, ROUTE.pack(values), doing)
+    return next(decode(message.payload) for message in answers if message.type == RTM_NEWROUTE)
 
 
 def list_routes(

@@ -7,7 +7,6 @@ that of `netns`.
 from __future__ import annotations
 
 import errno
-from contextlib import nullcontext
 
 from tortie.base.errors import ConfigError, KernelError
 from tortie.kernel.netns import entered
@@ -19,7 +18,7 @@ def read(path: str, *, netns: str | int | None = None) -> str:
     """The value, without the newline. Raises KernelError; ENOENT when this kernel or link does not have it."""
     file = _file(path)
     try:
-        with nullcontext() if netns is None else entered(netns), open(file, encoding="utf-8") as lines:
+        with entered(netns), open(file, encoding="utf-8") as lines:
             return lines.read().rstrip("\n")
     except OSError as why:
         raise _refused(why, f"sysctl {path}") from None
@@ -30,7 +29,7 @@ def write(path: str, value: str | int, *, netns: str | int | None = None) -> Non
     file = _file(path)
     try:
         # Unbuffered: the kernel takes a value from one write(2), and says there, not on closing, what it thinks of it.
-        with nullcontext() if netns is None else entered(netns), open(file, "wb", buffering=0) as setting:
+        with entered(netns), open(file, "wb", buffering=0) as setting:
             setting.write(f"{value}\n".encode())
     except OSError as why:
         raise _refused(why, f"sysctl -w {path}={value}") from None

@@ -8,13 +8,14 @@ Source of all layouts: linux/netlink.h, and the header each table names.
 
 from __future__ import annotations
 
-import socket
-import struct
-from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
+import _socket as socket  # what is written in C of them, and enough; the rest would cost a pod's start milliseconds
+import _struct as struct
 
-TYPE_CHECKING = False  # importing `typing` would cost a pod's start milliseconds; type checkers know this name
+from tortie.base.record import record
+
+TYPE_CHECKING = False  # `typing` is as dear; type checkers know this name
 if TYPE_CHECKING:
+    from collections.abc import Container, Iterator, Mapping
     from typing import Any
 
 # nlmsghdr.nlmsg_type (linux/netlink.h)
@@ -46,9 +47,10 @@ _NLMSGERR_ATTR_MSG = 1
 _LONGEST_ATTRIBUTE = 0xFFFF
 
 HEADER_SIZE = _HEADER.size
+_DoesNotFit: type[Exception] = struct.error  # type: ignore[attr-defined]  # typeshed has it in `struct` only
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Message:
     """One netlink message; `payload` is what follows the header."""
 
@@ -145,7 +147,7 @@ class Scalar(Codec):
     def pack(self, value: Any) -> bytes:
         try:
             return self._struct.pack(value)
-        except struct.error as why:
+        except _DoesNotFit as why:
             raise ValueError(f"{value!r}: {why}") from None
 
     def unpack(self, data: bytes) -> int:
@@ -290,6 +292,28 @@ class Table(Codec):
         return layouts.get(values.get(other, ""))
 
 
+class Array(Codec):
+    """Attributes one after another that are all of one table, their numbers without a meaning; a list of dicts."""
+
+    nested = True
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def pack(self, value: Any) -> bytes:
+        parts: list[bytes] = []
+        for item in value:
+            data = self._table.pack(item)
+            length = _ATTRIBUTE.size + len(data)
+            if length > _LONGEST_ATTRIBUTE:
+                raise ValueError(f"an item has {len(data)} bytes, more than an attribute can hold")
+            parts += (_ATTRIBUTE.pack(length, _NLA_F_NESTED), data, _padding(length))
+        return b"".join(parts)
+
+    def unpack(self, data: bytes) -> list[dict[str, Any]]:
+        return [self._table.unpack(item) for _, item in attributes(data)]
+
+
 class Record(Codec):
     """A fixed struct and the attributes after it, as one flat dict: the body of a message.
 
@@ -306,7 +330,7 @@ class Record(Codec):
         attributes = {name: item for name, item in value.items() if name not in self.fields}
         try:
             head = self._struct.pack(*(value.get(field, 0) for field in self.fields))
-        except struct.error as why:
+        except _DoesNotFit as why:
             raise ValueError(f"{self.fields}: {why}") from None
         return head + _padding(len(head)) + self.table.pack(attributes)
 
@@ -336,7 +360,7 @@ class Nexthops(Codec):
             head = (hop.get("rtnh_flags", 0), hop.get("rtnh_hops", 0), hop.get("rtnh_ifindex", 0))
             try:
                 parts.append(_NEXTHOP.pack(_NEXTHOP.size + len(data), *head) + data)
-            except struct.error as why:
+            except _DoesNotFit as why:
                 raise ValueError(f"rtnexthop {head}: {why}") from None
         return b"".join(parts)
 

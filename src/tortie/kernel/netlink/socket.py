@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import _socket as socket  # as in codec
+import _struct as struct
 import errno
-import socket
-import struct
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 
 from tortie.base.errors import KernelError
+from tortie.base.record import record
 from tortie.kernel import netns as namespaces
 from tortie.kernel.netlink.codec import (
     HEADER_SIZE,
@@ -29,6 +27,7 @@ from tortie.kernel.netlink.codec import (
 
 TYPE_CHECKING = False  # as in codec
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
 # socket options of SOL_NETLINK (linux/netlink.h, linux/socket.h, asm-generic/socket.h)
@@ -52,7 +51,7 @@ _DUMP_PAUSE = 0.01  # seconds longer each time, 1.2 in all: whoever changes thou
 _ANSWER_SECONDS = 10  # the kernel answers while it is asked; waiting at all means that an answer was lost
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Request:
     """One of many requests. `str(doing)` is what is being done in the words of `ip`, asked for only on failure."""
 
@@ -62,13 +61,13 @@ class Request:
     doing: object
 
 
-def open_socket(netns: str | int | None = None) -> socket.socket:
-    """An rtnetlink socket in the namespace (path or descriptor; None: the calling thread's), its options set."""
+def open_socket(netns: str | int | None = None, protocol: int = socket.NETLINK_ROUTE) -> socket.socket:
+    """A netlink socket in the namespace (path or descriptor; None: the calling thread's), its options set."""
     if netns is None:
-        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
     else:
         with namespaces.entered(netns):
-            return open_socket()
+            return open_socket(None, protocol)
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
     except PermissionError:  # without CAP_NET_ADMIN: as much as net.core.rmem_max allows
@@ -84,8 +83,8 @@ class Netlink:
     `netns` is the namespace the socket is opened in (path or descriptor) and stays in, whatever the thread does.
     """
 
-    def __init__(self, netns: str | int | None = None) -> None:
-        self._socket = open_socket(netns)
+    def __init__(self, netns: str | int | None = None, protocol: int = socket.NETLINK_ROUTE) -> None:
+        self._socket = open_socket(netns, protocol)
         self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _ANSWER_SECONDS, 0))
         self._buffer = bytearray(_DATAGRAM)
@@ -126,8 +125,9 @@ class Netlink:
         for attempt in range(_DUMP_TRIES):
             time.sleep(_DUMP_PAUSE * attempt)
             self._changed = False
-            with self._hearing(watch) if watch else nullcontext():
-                messages, interrupted = self._dump_once(type, payload, doing)
+            messages, interrupted = (
+                self._dump_heard(watch, type, payload, doing) if watch else self._dump_once(type, payload, doing)
+            )
             if not interrupted and not self._changed:
                 return iter(messages)
         raise KernelError(
@@ -182,13 +182,12 @@ class Netlink:
                     return messages, interrupted
                 messages.append(message)
 
-    @contextmanager
-    def _hearing(self, group: int) -> Iterator[None]:
+    def _dump_heard(self, group: int, type: int, payload: bytes, doing: object) -> tuple[list[Message], bool]:
         """In the multicast group meanwhile; nothing of it is left in the queue afterwards to crowd out answers."""
         self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
         self._watching = True
         try:
-            yield
+            return self._dump_once(type, payload, doing)
         finally:
             self._watching = False
             self._socket.setsockopt(SOL_NETLINK, NETLINK_DROP_MEMBERSHIP, group)

@@ -16,6 +16,7 @@ from tortie.kernel.netlink.codec import (
     U8,
     U16,
     U32,
+    U64,
     VIA,
     Codec,
     Nexthops,
@@ -29,6 +30,9 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
+RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38
+RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 44, 45, 46
+RTM_NEWNSID, RTM_GETNSID = 88, 90
 
 # address families (linux/socket.h), which `socket` has too but for the bridge
 AF_UNSPEC, AF_INET, AF_BRIDGE, AF_INET6 = 0, 2, 7, 10
@@ -108,6 +112,13 @@ IFLA_PEER = Record(
 
 IFLA_VETH = Table("linux/veth.h VETH_INFO_*", {1: ("peer", IFLA_PEER)})
 
+IFLA_NETKIT = Table(
+    "linux/if_link.h IFLA_NETKIT_*",
+    {1: ("peer", IFLA_PEER), 2: ("primary", U8), 3: ("policy", U32), 4: ("peer_policy", U32), 5: ("mode", U32)},
+)
+# enum netkit_mode and netkit_action (linux/if_link.h)
+NETKIT_L2, NETKIT_PASS = 0, 0
+
 IFLA_VXLAN = Table(
     "linux/if_link.h IFLA_VXLAN_*",
     {
@@ -161,6 +172,7 @@ LINK_DATA: dict[str, Codec] = {
     "ipip": IFLA_IPTUN,
     "ipvlan": IFLA_IPVLAN,
     "macvlan": IFLA_MACVLAN,
+    "netkit": IFLA_NETKIT,
     "sit": IFLA_IPTUN,
     "tun": IFLA_TUN,
     "veth": IFLA_VETH,
@@ -184,7 +196,7 @@ LINK = Record(
 )
 
 # ifinfomsg.ifi_flags (linux/if.h)
-IFF_UP, IFF_PROMISC, IFF_LOWER_UP = 0x1, 0x100, 0x10000
+IFF_UP, IFF_PROMISC, IFF_ALLMULTI, IFF_LOWER_UP = 0x1, 0x100, 0x200, 0x10000
 
 # IFLA_EXT_MASK (linux/rtnetlink.h): half of a link's bytes are counters that nobody here reads
 RTEXT_FILTER_SKIP_STATS = 1 << 3
@@ -266,12 +278,16 @@ ROUTE_TYPES = {
 ROUTE_TYPE_NUMBERS = {name: number for number, name in ROUTE_TYPES.items()}
 
 # rtmsg.rtm_flags (linux/rtnetlink.h)
-RTNH_F_ONLINK, RTM_F_CLONED = 4, 0x200
+RTNH_F_ONLINK, RTM_F_CLONED, RTM_F_FIB_MATCH = 4, 0x200, 0x2000
 
 # rtmsg.rtm_table (linux/rtnetlink.h); a table above 255 is RT_TABLE_COMPAT there and whole in RTA_TABLE
 RT_TABLE_COMPAT, RT_TABLE_DEFAULT, RT_TABLE_MAIN, RT_TABLE_LOCAL = 252, 253, 254, 255
 TABLES = {RT_TABLE_DEFAULT: "default", RT_TABLE_MAIN: "main", RT_TABLE_LOCAL: "local"}
 
+RTPROT_KERNEL, RTPROT_BOOT, RTPROT_STATIC, RTPROT_BIRD = 2, 3, 4, 12  # whose a route is (linux/rtnetlink.h)
+RTPROT_AGENT = 80  # our own, and Felix' (deviceRouteProtocol); no other program is known to use it
+RTPROT_POD_NETWORKS = 87  # our own: routes to pods of stand-alone plugins on other nodes
+RTPROT_FLANNEL = 70  # our own: flanneld's routes
 # rtmsg.rtm_protocol (linux/rtnetlink.h RTPROT_*), in the words of ip(8)
 PROTOCOLS = {1: "redirect", 2: "kernel", 3: "boot", 4: "static", 9: "ra", 12: "bird", 16: "dhcp", 186: "bgp"}
 
@@ -341,6 +357,58 @@ RULE = Record(
 RULE_ACTIONS = {1: "lookup", 2: "goto", 3: "nop", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
 RULE_ACTION_NUMBERS = {name: number for number, name in RULE_ACTIONS.items()}
 FIB_RULE_INVERT = 0x2
+
+# --- what a namespace calls another: struct rtgenmsg and NETNSA_* --------------------------------------------------
+
+NSID = Record(
+    "=Bxxx",  # struct rtgenmsg (linux/rtnetlink.h)
+    ("rtgen_family",),
+    Table("linux/net_namespace.h NETNSA_*", {1: ("nsid", S32), 2: ("pid", U32), 3: ("fd", U32)}),
+)
+
+# --- traffic control: struct tcmsg and TCA_* -----------------------------------------------------------------------
+
+# struct tc_tbf_qopt (linux/pkt_sched.h): two struct tc_ratespec, of which the kernel reads only linklayer and rate
+_TBF_PARMS = Record(
+    "=xBxxxxxxIxBxxxxxxIIII",
+    ("linklayer", "rate", "peak_linklayer", "peakrate", "limit", "buffer", "mtu"),
+    Table("linux/pkt_sched.h struct tc_tbf_qopt", {}),
+)
+TCA_TBF = Table("linux/pkt_sched.h TCA_TBF_*", {1: ("parms", _TBF_PARMS), 4: ("rate64", U64), 5: ("prate64", U64)})
+
+_MIRRED_PARMS = Record(
+    "=IIiiiiI",  # struct tc_mirred (linux/tc_act/tc_mirred.h)
+    ("index", "capab", "action", "refcnt", "bindcnt", "eaction", "ifindex"),
+    Table("linux/tc_act/tc_mirred.h struct tc_mirred", {}),
+)
+TCA_MIRRED = Table("linux/tc_act/tc_mirred.h TCA_MIRRED_*", {2: ("parms", _MIRRED_PARMS)})
+
+TCA_ACT = Table(
+    "linux/pkt_cls.h TCA_ACT_*",
+    {1: ("kind", TEXT), 2: ("options", RAW)},
+    choices={"options": ("kind", {"mirred": TCA_MIRRED})},
+)
+
+TCA_U32 = Table(
+    "linux/pkt_cls.h TCA_U32_*",
+    {5: ("selector", RAW), 7: ("actions", Table("linux/pkt_cls.h: actions by their order", {1: ("first", TCA_ACT)}))},
+)
+
+TC = Record(
+    "=BxxxiIII",  # struct tcmsg (linux/rtnetlink.h)
+    ("tcm_family", "tcm_ifindex", "tcm_handle", "tcm_parent", "tcm_info"),
+    Table(
+        "linux/rtnetlink.h TCA_*",
+        {1: ("kind", TEXT), 2: ("options", RAW)},
+        choices={"options": ("kind", {"tbf": TCA_TBF, "u32": TCA_U32})},
+    ),
+)
+
+# tcmsg.tcm_parent (linux/pkt_sched.h); the last is TC_H_CLSACT with the minor number TC_H_MIN_INGRESS
+TC_H_ROOT, TC_H_INGRESS, TC_INGRESS_FILTERS = 0xFFFFFFFF, 0xFFFFFFF1, 0xFFFFFFF2
+
+# tc_ratespec.linklayer (linux/pkt_sched.h); tc_gen.action (linux/pkt_cls.h); tc_mirred.eaction
+TC_LINKLAYER_ETHERNET, TC_ACT_STOLEN, TCA_EGRESS_REDIR = 1, 4, 1
 
 # --- multicast groups (linux/rtnetlink.h RTNLGRP_*) ---------------------------------------------------------------
 
