@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from itertools import product
 
 from tortie.base.addr import Net, collapse
-from tortie.policy.rules import Policy, PolicyRule, PortSet, SelectorSet, SetRef, Side
+from tortie.calc.state import Settings
+from tortie.model.policy import PORT_PROTOCOLS
+from tortie.policy.rules import Direction, Policy, PolicyKey, PolicyRule, PortSet, SelectorSet, ServiceSet, SetRef, Side
+from tortie.render.denials import DENIED, number
 
 ACCEPT = 0x00010000
 """Mark bit: the policy of this direction allows the packet. The lowest of Calico's range 0xffff0000."""
@@ -29,7 +32,7 @@ NAME_LENGTH = 120
 LOG_LENGTH = 125
 """Characters of a log prefix without its `: `. The kernel takes 127 bytes: NF_LOG_PREFIXLEN (netfilter/nf_log.h)."""
 CHAIN_NAME = re.compile(r"[A-Za-z0-9._/-]*")
-COMMENT = re.compile(r"[A-Za-z0-9._/|-]*")
+COMMENT = re.compile(r"[A-Za-z0-9._/|:, -]*")
 
 
 def fit(text: str, limit: int = NAME_LENGTH, plain: re.Pattern[str] = COMMENT) -> str:
@@ -55,16 +58,35 @@ def log_prefix(template: str, policy: Policy) -> str:
     return re.sub(r'[^ -~]|["$\\]', "_", text)[:LOG_LENGTH]
 
 
+def log_statement(settings: Settings, policy: Policy) -> str:
+    """What a Log rule of a policy does. Its counter comes before: it has what matches, the log what the limit lets."""
+    limit = f"limit rate {settings.log_rate} burst {settings.log_burst} packets " if settings.log_rate else ""
+    return f'{limit}log prefix "{log_prefix(settings.log_prefix, policy)}: "'
+
+
+def policy_chain(key: PolicyKey, direction: Direction) -> str:
+    """The chain of a policy: `pi-np/red/web`. Long names are cut and end in a digest."""
+    return fit(f"{'pi' if direction == 'ingress' else 'po'}-{key}", plain=CHAIN_NAME)
+
+
 def set_name(ref: SetRef, version: int) -> str:
     """The kernel name of a set: the same for the same meaning on every node and after every restart."""
     if isinstance(ref, SelectorSet):
         return f"s{version}-{ref.uid.removeprefix('s:')}"
+    if isinstance(ref, ServiceSet):
+        return f"svc{version}-{hashlib.sha224(ref.uid.encode()).hexdigest()[:32]}"
     return f"n{version}-{hashlib.sha224(ref.uid.encode()).hexdigest()[:32]}"
 
 
-def rule_lines(rule: PolicyRule, identity: str, deny: str, prefix: str) -> Iterator[str]:
-    """The nft rules of one policy rule; none when it can match in neither family. `prefix` is that of log lines."""
-    tail = f"{_statement(rule, deny, prefix)} {comment(identity)}"
+def rule_lines(rule: PolicyRule, identity: str, log: str, denying: str = DENIED) -> Iterator[str]:
+    """The nft rules of one policy rule; none when it can match in neither family. `log` is the statement that logs,
+    `denying` the chain that what it denies goes to."""
+    ending = _ending(rule, identity, log, denying)
+    return (f"{clauses} {ending}".lstrip() for clauses in rule_clauses(rule))
+
+
+def rule_clauses(rule: PolicyRule) -> Iterator[str]:
+    """What a packet must be for one policy rule to match it: each of these is enough."""
     for version in rule.versions if _needs_family(rule) else (0,):
         alternatives = (
             list(_icmp(rule, version)),
@@ -72,31 +94,36 @@ def rule_lines(rule: PolicyRule, identity: str, deny: str, prefix: str) -> Itera
             list(_side(rule.destination, "destination", version)),
         )
         for choice in product(*alternatives):
-            clauses = [*_protocol(rule), *(part for part in choice if part)]
+            protocol, others = list(_protocol(rule)), [part for part in choice if part]
+            # nft cannot list what looks for ports after it has named a protocol that it knows to have none.
+            last = rule.protocol not in (None, *PORT_PROTOCOLS) and any(" . th " in part for part in others)
+            clauses = [*others, *protocol] if last else [*protocol, *others]
             if version and not any(clause.startswith(f"{FAMILY[version]} ") for clause in clauses):
                 clauses.insert(0, f"meta nfproto ipv{version}")
-            yield " ".join((*clauses, tail))
+            yield " ".join(clauses)
 
 
-def denial(action: str) -> str:
-    """The statement that denies, for FelixConfiguration's nftablesFilterDenyAction."""
-    return "reject" if action == "Reject" else "drop"
+def denial(identity: str, chain: str = DENIED) -> str:
+    """The end of a rule that denies. The packet takes the rule's number along, for whoever watches."""
+    name = fit(identity)
+    return f'counter meta mark set {number(name):#010x} goto {chain} comment "{name}"'
 
 
 def _needs_family(rule: PolicyRule) -> bool:
     return rule.source.asks_address or rule.destination.asks_address or len(rule.versions) < 2
 
 
-def _statement(rule: PolicyRule, deny: str, prefix: str) -> str:
+def _ending(rule: PolicyRule, identity: str, log: str, denying: str) -> str:
     match rule.action:
         case "Allow":
-            return f"counter meta mark set meta mark | {ACCEPT:#010x} return"
+            does = f"meta mark set meta mark | {ACCEPT:#010x} return"
         case "Pass":
-            return f"counter meta mark set meta mark | {PASS:#010x} return"
-        case "Deny":
-            return f"counter {denial(deny)}"
+            does = f"meta mark set meta mark | {PASS:#010x} return"
         case "Log":
-            return f'counter log prefix "{prefix}: "'
+            does = log
+        case "Deny":
+            return denial(identity, denying)
+    return f"counter {does} {comment(identity)}"
 
 
 def _protocol(rule: PolicyRule) -> Iterator[str]:
@@ -133,6 +160,9 @@ def _side(side: Side, end: str, version: int) -> Iterator[str]:
         fixed.append(f"{family} {address} != {_nets(tuple(not_nets), version)}")
     fixed.extend(f"{family} {address} @{set_name(ref, version)}" for ref in side.sets)
     fixed.extend(f"{family} {address} != @{set_name(ref, version)}" for ref in side.not_sets)
+    for service in side.services:
+        what = _triple(family, address, port) if service.ports else f"{family} {address}"
+        fixed.append(f"{what} @{set_name(service, version)}")
     if side.not_ports:
         fixed.append(f"th {port} != {_ports(side.not_ports)}")
     fixed.extend(f"{_triple(family, address, port)} != @{set_name(ref, version)}" for ref in side.not_named)

@@ -9,10 +9,11 @@ is there again when the broader one goes.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Set as AbstractSet
 
-from tortie.base.addr import Net
-from tortie.policy.rules import Member, SelectorSet, SetRef
+from tortie.base.addr import HOST_NETS, Net
+from tortie.base.kinset import KinSet
+from tortie.policy.rules import Member, SelectorSet, ServiceSet, SetRef
 from tortie.render.match import set_name
 from tortie.render.ruleset import Set
 
@@ -23,13 +24,15 @@ class MemberSets:
     """The two kernel sets of one set of members. What does not change is the very same object as before."""
 
     def __init__(self, ref: SetRef) -> None:
-        self._kind = "" if isinstance(ref, SelectorSet) else " . inet_proto . inet_service"
+        of_addresses = isinstance(ref, SelectorSet) or (isinstance(ref, ServiceSet) and not ref.ports)
+        self._kind = "" if of_addresses else " . inet_proto . inet_service"
         self._names = {version: set_name(ref, version) for version in ADDRESS}
-        self._members: frozenset[Member] = frozenset()
+        self._members: AbstractSet[Member] = frozenset()
         self._broad = {version: _Networks(()) for version in ADDRESS}
-        self.sets = {name: Set(self._spec(version)) for version, name in self._names.items()}
+        self._elements: dict[int, KinSet[str]] = {version: KinSet() for version in ADDRESS}
+        self.sets = {name: Set(self._spec(version), self._elements[version]) for version, name in self._names.items()}
 
-    def update(self, members: frozenset[Member]) -> None:
+    def update(self, members: AbstractSet[Member]) -> None:
         """These are the members now."""
         if members is self._members:
             return
@@ -40,10 +43,11 @@ class MemberSets:
             if any(map(is_broad, (*mine, *others))):
                 mine = _of(version, members)
                 self._broad[version] = _Networks(filter(is_broad, mine))
-                elements = frozenset(self._texts(version, mine))
+                self._elements[version] = KinSet(self._texts(version, mine))
             else:
-                elements = self.sets[name].elements.difference(map(element, others)).union(self._texts(version, mine))
-            new = Set(self._spec(version), elements)
+                old = self._elements[version]
+                self._elements[version] = old.changed(self._texts(version, mine), map(element, others))
+            new = Set(self._spec(version), self._elements[version])
             if new != self.sets[name]:
                 self.sets = {**self.sets, name: new}
 
@@ -62,9 +66,10 @@ def is_broad(member: Member) -> bool:
     return not isinstance(member, tuple) and member.prefixlen < member.max_prefixlen
 
 
-@lru_cache(maxsize=1 << 16)
 def element(member: Member) -> str:
     """As nft writes it. A /32 or /128 is its address."""
+    if isinstance(member, HOST_NETS):
+        return member.address
     if isinstance(member, tuple):
         ip, protocol, port = member
         return f"{ip} . {protocol} . {port}"

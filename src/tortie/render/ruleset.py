@@ -6,11 +6,23 @@ changed by somebody), or not be worth a look (None: the table is deleted and mad
 
 Only the first two cost no packet. A packet that is inside a chain when its table is deleted finds the verdict maps
 empty and is dropped by the rule behind them; so a table with remains is emptied and filled in place, in one step.
+
+An update is written in the words for which nft need not ask the kernel what is there. Before `add rule` it has all
+tables, chains and sets listed to it, before `add element` all networks in sets, too, be they ours or others': that
+takes longer than everything else. To declare once more what is there changes nothing, and costs nothing:
+
+    add element inet tortie s { 10.0.0.3 }      add set inet tortie s { type ipv4_addr; elements = { 10.0.0.3 } }
+
+    add rule inet tortie c ip saddr @s drop     add set inet tortie s { type ipv4_addr; }
+                                                add chain inet tortie c {
+                                                  ip saddr @s drop
+                                                }
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 TABLE = "inet tortie"
@@ -33,12 +45,16 @@ class Set:
     """A set or (when `spec` says so) a map: `spec` is its declaration, elements are as nft writes them."""
 
     spec: str
-    elements: frozenset[str] = frozenset()
+    elements: AbstractSet[str] = frozenset()
     is_map: bool = False
 
     @property
     def word(self) -> str:
         return "map" if self.is_map else "set"
+
+    @property
+    def has_intervals(self) -> bool:
+        return "flags interval" in self.spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +95,7 @@ def _create(want: Ruleset, table: str) -> Iterator[str]:
 
 def _fill(want: Ruleset, table: str) -> Iterator[str]:
     for name in sorted(want.chains):
-        yield from _rules(name, want.chains[name], table)
+        yield from (f"add rule {table} {name} {rule}" for rule in want.chains[name].rules)
     for name in sorted(want.sets):
         yield from _elements("add", name, want.sets[name].elements, table)
 
@@ -105,9 +121,10 @@ def _update(want: Ruleset, have: Ruleset, table: str) -> Iterator[str]:
         yield from _retype(want, have, retyped, table)
         have = _without(have, retyped)
     other_sets = sorted(name for name, new in want.sets.items() if have.sets.get(name) is not new)
-    other_chains = sorted(name for name, new in want.chains.items() if have.chains.get(name) is not new)
+    other_chains = sorted(name for name, new in want.chains.items() if _rules_of(have, name) != new.rules)
+    looked_into = {name for chain in other_chains for name in _sets_of(want.chains[chain]) & want.sets.keys()}
     yield from _declare(
-        {name: new for name, new in want.sets.items() if name not in have.sets},
+        {name: want.sets[name] for name in looked_into.union(want.sets.keys() - have.sets.keys())},
         {name: new for name, new in want.chains.items() if name not in have.chains},
         table,
     )
@@ -115,11 +132,10 @@ def _update(want: Ruleset, have: Ruleset, table: str) -> Iterator[str]:
         if not want.sets[name].is_map:
             yield from _element_changes(name, want.sets[name], have.sets.get(name), table)
     for name in other_chains:
-        old, new = have.chains.get(name), want.chains[name]
-        if old != new:
-            if old is not None:
-                yield f"flush chain {table} {name}"
-            yield from _rules(name, new, table)
+        if _rules_of(have, name):
+            yield f"flush chain {table} {name}"
+        if want.chains[name].rules:
+            yield from (f"add chain {table} {name} {{", *(f"  {rule}" for rule in want.chains[name].rules), "}")
     for name in other_sets:
         if want.sets[name].is_map:
             yield from _element_changes(name, want.sets[name], have.sets.get(name), table)
@@ -148,8 +164,16 @@ def _without(have: Ruleset, retyped: set[str]) -> Ruleset:
 
 def _users(have: Ruleset, sets: set[str]) -> list[str]:
     """The chains whose rules refer to one of the sets."""
-    words = {f"@{name}" for name in sets}
-    return sorted(name for name, chain in have.chains.items() if any(words & set(r.split()) for r in chain.rules))
+    return sorted(name for name, chain in have.chains.items() if not sets.isdisjoint(_sets_of(chain)))
+
+
+def _sets_of(chain: Chain) -> set[str]:
+    """What its rules may refer to as a set."""
+    return {word[1:] for rule in chain.rules for word in rule.split() if word[0] == "@"}
+
+
+def _rules_of(have: Ruleset, name: str) -> tuple[str, ...]:
+    return have.chains[name].rules if name in have.chains else ()
 
 
 def _declare(sets: Mapping[str, Set], chains: Mapping[str, Chain], table: str) -> Iterator[str]:
@@ -160,18 +184,22 @@ def _declare(sets: Mapping[str, Set], chains: Mapping[str, Chain], table: str) -
         yield f"add {sets[name].word} {table} {name} {{ {sets[name].spec} }}"
 
 
-def _rules(name: str, chain: Chain, table: str) -> Iterator[str]:
-    yield from (f"add rule {table} {name} {rule}" for rule in chain.rules)
-
-
 def _element_changes(name: str, new: Set, old: Set | None, table: str) -> Iterator[str]:
     before = old.elements if old is not None else frozenset()
     gone = before - new.elements
     yield from _elements("delete", name, (key.partition(" : ")[0] for key in gone) if new.is_map else gone, table)
-    yield from _elements("add", name, new.elements - before, table)
+    if new.has_intervals:  # networks must not overlap: nft has to know those that are there
+        yield from _elements("add", name, new.elements - before, table)
+    else:
+        for some in _chunks(new.elements - before):
+            yield f"add {new.word} {table} {name} {{ {new.spec} elements = {{ {some} }} }}"
 
 
 def _elements(verb: str, name: str, elements: Iterable[str], table: str) -> Iterator[str]:
+    yield from (f"{verb} element {table} {name} {{ {some} }}" for some in _chunks(elements))
+
+
+def _chunks(elements: Iterable[str]) -> Iterator[str]:
     every = sorted(elements)
     for start in range(0, len(every), _CHUNK):
-        yield f"{verb} element {table} {name} {{ {', '.join(every[start : start + _CHUNK])} }}"
+        yield ", ".join(every[start : start + _CHUNK])

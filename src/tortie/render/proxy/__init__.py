@@ -1,0 +1,1 @@
+"""ProxyState to the nftables table `inet tortie-services`."""
