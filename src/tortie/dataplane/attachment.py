@@ -1,4 +1,5 @@
-"""One pod's veth: build it, take it away, compare it with what it should be. `str(attachment)` is the transcript.
+"""One pod's veth or netkit pair: build it, take it away, compare it with what it should be. `str(attachment)` is the
+transcript.
 
     pod namespace                          host namespace
     eth0  <ip>/32, <ip>/128   ◄── veth ──► cali…  ee:ee:ee:ee:ee:ee, no IPv4 address, proxy ARP
@@ -7,29 +8,35 @@
 
 169.254.1.1 is assigned nowhere: the host answers ARP for everything on this link, which Linux does only for what it has
 a route to, so that without a default route on the host no pod would reach anything. The pod is therefore told the
-gateways' MAC address, too. Source, but for that: Calico's Linux dataplane.
+gateways' MAC address, too, and the host is told the pod's: a question that it asks while the link is coming up is lost,
+and it would ask again a second later. Source, but for the gateways: Calico's Linux dataplane.
 The route on the host and the policy are the stages' work.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from tortie.base.addr import IP, parse_ip, parse_net
+from tortie.base.addr import IP, Net, parse_ip, parse_net
 from tortie.base.errors import ConfigError, KernelError, NotFound
 from tortie.kernel import addresses, links, neighbours, netns, routes, sysctl
 from tortie.kernel.netlink import Netlink
 from tortie.kernel.netlink.tables import AF_INET, AF_INET6
 from tortie.model.workload import INTERFACE_PREFIX
 
+log = logging.getLogger(__name__)
+
 HOST_MAC = "ee:ee:ee:ee:ee:ee"
 GATEWAY4 = parse_ip("169.254.1.1")
 GATEWAY6 = parse_ip("fe80::ecee:eeff:feee:eeee")
 """The link-local address that EUI-64 makes of HOST_MAC."""
 DEFAULT = {4: parse_net("0.0.0.0/0"), 6: parse_net("::/0")}
+EVERYWHERE = tuple(DEFAULT.values())
 EOPNOTSUPP = 95
 ADDR_GEN_NONE = 1
 """IN6_ADDR_GEN_MODE_NONE (linux/if_link.h): we add the link-local address ourselves and need not wait for it."""
@@ -53,6 +60,10 @@ class Attachment:
     ip_forwarding: bool = False
     mac: str = ""
     """Of the interface in the pod; "": the kernel's choice."""
+    kind: str = "veth"
+    """`netkit` is a veth where the kernel has none."""
+    destinations: tuple[Net, ...] = EVERYWHERE
+    """Where the routes in the pod lead."""
     host_netns: str | None = None
     """The node's namespace; None is that of the calling thread."""
 
@@ -86,9 +97,14 @@ class Attachment:
         queues = f" numtxqueues {self.num_queues} numrxqueues {self.num_queues}" if self.num_queues > 1 else ""
         mtu = f" mtu {self.mtu}" if self.mtu else ""
         mac = f" address {self.mac}" if self.mac else ""
+        if self.kind == "netkit":
+            made = f"ip link add {self.host_ifname} address {HOST_MAC}{mtu}{queues} type netkit mode l2 forward peer"
+            made += f" forward name {self.ifname}{mac}{mtu}{queues} netns {self.netns}"
+        else:
+            made = f"{inside} link add {self.ifname}{mac}{mtu}{queues} type veth"
+            made += f" peer name {self.host_ifname} address {HOST_MAC}"
         lines = [
-            f"{inside} link add {self.ifname}{mac}{mtu}{queues} type veth"
-            f" peer name {self.host_ifname} address {HOST_MAC}",
+            made,
             *(f"sysctl -w {path}={value}" for path, value in self.host_sysctls()),
             *(f"nsenter --net={self.netns} sysctl -w {path}={value}" for path, value in self.pod_sysctls()),
             f"ip link set {self.host_ifname} up",
@@ -101,6 +117,7 @@ class Attachment:
         lines.extend(
             f"{inside} neigh replace {gateway} lladdr {HOST_MAC} dev {self.ifname}" for gateway in self.gateways
         )
+        lines.extend(f"ip neigh replace {ip} lladdr {self.mac or '$mac'} dev {self.host_ifname}" for ip in self.ips)
         return "\n".join(lines)
 
     def pod_routes(self, index: int) -> list[routes.Route]:
@@ -108,9 +125,9 @@ class Attachment:
         found: list[routes.Route] = []
         if self.has(4):
             found.append(routes.Route(parse_net(str(GATEWAY4)), dev=index, scope="link"))
-            found.append(routes.Route(DEFAULT[4], via=GATEWAY4, dev=index))
-        if self.has(6):
-            found.append(routes.Route(DEFAULT[6], via=GATEWAY6, dev=index))
+        for gateway in self.gateways:
+            own = (net for net in self.destinations if net.version == gateway.version)
+            found.extend(routes.Route(net, via=gateway, dev=index) for net in own)
         return found
 
 
@@ -126,7 +143,7 @@ def attach(attachment: Attachment) -> str:
             with Netlink(host) as host_nl, Netlink(pod) as pod_nl, contextlib.ExitStack() as undo:
                 with contextlib.suppress(NotFound):
                     links.delete_link(host_nl, attachment.host_ifname)
-                _create(attachment, pod_nl, host)
+                _create(attachment, host_nl, pod_nl, host, pod)
                 undo.callback(_delete_if_there, host_nl, attachment.host_ifname)
                 mac = _configure(attachment, host_nl, pod_nl, host, pod)
                 undo.pop_all()
@@ -137,7 +154,16 @@ def attach(attachment: Attachment) -> str:
         os.close(host)
 
 
-def _create(attachment: Attachment, pod_nl: Netlink, host: int) -> None:
+def _create(attachment: Attachment, host_nl: Netlink, pod_nl: Netlink, host: int, pod: int) -> None:
+    if attachment.kind == "netkit":
+        try:
+            _create_netkit(attachment, host_nl, pod)
+        except KernelError as error:
+            if error.errno != EOPNOTSUPP:
+                raise
+            log.info("%s: this kernel has no netkit, which came with Linux 6.7: a veth instead", attachment.host_ifname)
+            _create(replace(attachment, kind="veth"), host_nl, pod_nl, host, pod)
+        return
     links.create_veth(
         pod_nl,
         attachment.ifname,
@@ -147,6 +173,20 @@ def _create(attachment: Attachment, pod_nl: Netlink, host: int) -> None:
         num_queues=max(1, attachment.num_queues),
         mac=attachment.mac,
         peer_mac=HOST_MAC,
+    )
+
+
+def _create_netkit(attachment: Attachment, host_nl: Netlink, pod: int) -> None:
+    """The host's end is the primary one: programs that watch over the pod can only be attached there."""
+    links.create_netkit(
+        host_nl,
+        attachment.host_ifname,
+        attachment.ifname,
+        peer_netns=pod,
+        mtu=attachment.mtu,
+        num_queues=max(1, attachment.num_queues),
+        mac=HOST_MAC,
+        peer_mac=attachment.mac,
     )
 
 
@@ -171,6 +211,8 @@ def _configure(attachment: Attachment, host_nl: Netlink, pod_nl: Netlink, host: 
         raise refused[0][1]
     for gateway in attachment.gateways:
         neighbours.replace(pod_nl, neighbours.Neighbour(inside.index, str(gateway), HOST_MAC))
+    for ip in attachment.ips:
+        neighbours.replace(host_nl, neighbours.Neighbour(host_index, str(ip), inside.mac))
     return inside.mac
 
 
@@ -187,11 +229,29 @@ def _delete_if_there(nl: Netlink, name: str) -> None:
 
 def detach(pod_netns: str, ifname: str, host_ifname: str, host_netns: str | None = None) -> None:
     """Take it away, from either end; what is gone already is fine. Raises KernelError."""
+    if host_ifname:
+        _leave(host_ifname, host_netns)
     if pod_netns:
         _delete_inside(pod_netns, ifname)
     if host_ifname:
         with Netlink(host_netns) as nl:
             _delete_if_there(nl, host_ifname)
+
+
+_turn = threading.Lock()
+_leaving: dict[str | None, list[str]] = {}
+"""Host ends that are to go, by namespace."""
+
+
+def _leave(host_ifname: str, host_netns: str | None) -> None:
+    """Take a host's end away together with all that others want away meanwhile: the kernel takes as long for many links
+    as for one. Whatever goes wrong, each looks after its own afterwards."""
+    _leaving.setdefault(host_netns, []).append(host_ifname)
+    with _turn:
+        names = _leaving.pop(host_netns, [])
+        if len(names) > 1:
+            with contextlib.suppress(KernelError), Netlink(host_netns) as nl:
+                links.delete_links(nl, names)
 
 
 def _delete_inside(path: str, ifname: str) -> None:
@@ -209,7 +269,7 @@ def _delete_inside(path: str, ifname: str) -> None:
 def host_ends(host_netns: str | None = None) -> list[str]:
     """The host's ends of attachments that are there, by their names and the MAC address that they all have."""
     with Netlink(host_netns) as nl:
-        every = links.list_links(nl, kind="veth")
+        every = [link for kind in ("veth", "netkit") for link in links.list_links(nl, kind=kind)]
     return [link.name for link in every if link.name.startswith(INTERFACE_PREFIX) and link.mac == HOST_MAC]
 
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from tortie.base.errors import TortieError
-from tortie.calc.state import DesiredState
+
+S = TypeVar("S", contravariant=True)
+"""What the kernel should be like: the agent's `DesiredState`, or that of another program with stages of its own."""
 
 log = logging.getLogger(__name__)
 
@@ -25,13 +27,13 @@ class Work(Protocol):
     def __bool__(self) -> bool: ...
 
 
-class Stage(Protocol):
+class Stage(Protocol[S]):
     """One kind of kernel object. Every method may raise KernelError, NotFound, Unavailable or NotSupported."""
 
     name: str
     guard: bool
 
-    def plan(self, state: DesiredState) -> Work:
+    def plan(self, state: S) -> Work:
         """Observe, and decide what leads from there to the state."""
         ...
 
@@ -60,10 +62,10 @@ class Failure:
         return f"{self.stage}: {self.error}"
 
 
-def converge(stages: Sequence[Stage], state: DesiredState) -> list[Failure]:
+def converge(stages: Sequence[Stage[S]], state: S) -> list[Failure]:
     """One pass. An empty answer means that the kernel is as `state` says."""
     failures: list[Failure] = []
-    made: list[tuple[Stage, Work]] = []
+    made: list[tuple[Stage[S], Work]] = []
     for stage in stages:
         try:
             work = stage.plan(state)

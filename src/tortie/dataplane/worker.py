@@ -7,9 +7,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
-from tortie.calc.state import DesiredState
 from tortie.dataplane.converge import Failure, Stage, converge
+
+S = TypeVar("S")
 
 log = logging.getLogger(__name__)
 
@@ -18,28 +20,29 @@ LONGEST_RETRY = 10.0
 RESYNC = 90.0
 """Seconds between two times that everything in the kernel is looked at; Calico's refresh interval."""
 
-Applied = Callable[[DesiredState, Sequence[Failure], float], None]
+Applied = Callable[[S, Sequence[Failure], float], None]
 """Called in the worker's thread after a pass: the state, what failed, seconds taken."""
 Broken = Callable[[BaseException], None]
 """Called in the worker's thread, which ends with it: an error that nobody expected, a bug."""
 
 
-class Worker:
+class Worker(Generic[S]):
     """`submit` from any thread; `close` waits for the pass under way and leaves the kernel as it is."""
 
     def __init__(
-        self, name: str, stages: Sequence[Stage], applied: Applied, broken: Broken, resync: float = RESYNC
+        self, name: str, stages: Sequence[Stage[S]], applied: Applied[S], broken: Broken, resync: float = RESYNC
     ) -> None:
         self._stages = stages
         self._applied = applied
         self._broken = broken
         self._resync = resync
         self._wake = threading.Condition()
-        self._slot: DesiredState | None = None
+        self._slot: tuple[S] | None = None
         self._again = False
         self._doubt = False
         self._closing = False
         self._busy_since: float | None = None
+        self._said: set[str] = set()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     @property
@@ -51,10 +54,10 @@ class Worker:
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, state: DesiredState) -> None:
+    def submit(self, state: S) -> None:
         """The newest wins."""
         with self._wake:
-            self._slot = state
+            self._slot = (state,)
             self._wake.notify()
 
     def again(self) -> None:
@@ -83,7 +86,7 @@ class Worker:
             self._broken(bug)
 
     def _work(self) -> None:
-        state: DesiredState | None = None
+        newest: tuple[S] | None = None
         retry: float | None = None
         resync = time.monotonic() + self._resync
         while True:
@@ -93,22 +96,24 @@ class Worker:
                     self._wake.wait(due if retry is None else min(retry, due))
                 if self._closing:
                     return
-                state, self._slot, self._again = self._slot or state, None, False
+                newest, self._slot, self._again = self._slot or newest, None, False
                 doubt, self._doubt = self._doubt or time.monotonic() >= resync, False
             if doubt:  # however busy the cluster keeps us
                 resync = time.monotonic() + self._resync
                 for stage in self._stages:
                     stage.forget()
-            if state is not None:
-                retry = self._pass(state, retry)
+            if newest is not None:
+                retry = self._pass(newest[0], retry)
 
-    def _pass(self, state: DesiredState, retry: float | None) -> float | None:
+    def _pass(self, state: S, retry: float | None) -> float | None:
         """One pass; the answer is how long to wait before the next try, None when all is done."""
         started = self._busy_since = time.monotonic()
         failures = converge(self._stages, state)
         self._busy_since = None
-        for failure in failures:
-            log.warning("%s", failure)
+        texts = {str(failure) for failure in failures}
+        for text in sorted(texts - self._said):  # not again at every try
+            log.warning("%s", text)
+        self._said = texts
         self._applied(state, failures, time.monotonic() - started)
         if not failures:
             return None

@@ -5,22 +5,34 @@ Order: first, and a guard: a pod's policy is in the kernel before its route; whe
 Source: `render.nft`; `nft -f -`, one transaction per pass.
 
 What the kernel has is known from what was applied last. At start and after a failure it is not, and then the table is
-filled anew in place, in one transaction, which costs no packet. At a resync the kernel's table is compared with what it
-should be, and filled anew when somebody has changed it. Only a table whose sets or hooks are of another kind than ours,
-such as another version's, is deleted and made again.
+filled anew in place, in one transaction, which costs no packet. Only a table whose sets or hooks are of another kind
+than ours, such as another version's, is deleted and made again.
+
+What somebody else does to the table is put right when it is told (`changed`), without a comparison: the chains and sets
+that were touched are filled anew, so that all others go on counting, or when it was more than that, everything. Where
+nobody tells (no `monitor`), or something was lost on the way, the kernel's table is compared with what it should be;
+that takes seconds for a large one.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from queue import Empty, SimpleQueue
 
-from tortie.base.errors import KernelError, NotFound
+from tortie.base.errors import KernelError, NotFound, TortieError
+from tortie.calc.hosts import NO_INTERFACES, asks_interfaces
 from tortie.calc.state import DesiredState
 from tortie.dataplane.converge import Work
+from tortie.dataplane.interfaces import host_interfaces
 from tortie.kernel import nft
+from tortie.kernel.events import Overrun
+from tortie.kernel.nft_events import Change, Monitor
+from tortie.render.denials import PROBE as DENIAL_PROBE
 from tortie.render.nft import NftRenderer
-from tortie.render.ruleset import TABLE, Remains, Ruleset, transaction
+from tortie.render.ruleset import TABLE, Chain, Remains, Ruleset, transaction
 
 log = logging.getLogger(__name__)
 
@@ -48,19 +60,51 @@ class Nft:
     def __init__(self, netns: str | None = None) -> None:
         self._netns = netns
         self._session = nft.Session(netns)
-        self._renderer = NftRenderer()
+        self._renderer: NftRenderer | None = None
         self._have: Ruleset | None = None
         self._doubt = False
+        self._told = False
+        self._changes: SimpleQueue[Change | Overrun] = SimpleQueue()
 
     def plan(self, state: DesiredState) -> Script:
-        if self._doubt and self._have is not None and not intact(self._have, self._netns):
+        changes = self._take_changes()
+        doubt, self._doubt = self._doubt or Overrun() in changes, False
+        if any(isinstance(change, Change) and change.whole for change in changes):
+            self._have = None
+        if doubt:
+            self._look()
+        want = self._render(state)
+        if self._have is None:
+            return Script(transaction(want, remains(self._netns)), want, transaction(want, None))
+        flushes, have = touched(self._have, [change for change in changes if isinstance(change, Change)])
+        return Script(flushes + transaction(want, have), want)
+
+    def _look(self) -> None:
+        """Whether the kernel still has what was applied last."""
+        if self._have is None:
+            return
+        try:
+            same = intact(self._have, self._netns)
+        except TortieError:
+            self._have = None  # the doubt is not told again
+            raise
+        if not same:
             log.warning("table %s is not as it was left: somebody changed it; writing it anew", TABLE)
             self._have = None
-        self._doubt = False
-        want = self._renderer.render(state)
-        if self._have is not None:
-            return Script(transaction(want, self._have), want)
-        return Script(transaction(want, remains(self._netns)), want, transaction(want, None))
+
+    @property
+    def ruleset(self) -> Ruleset | None:
+        """What the kernel has, where that is known. For any thread."""
+        return self._have
+
+    def _render(self, state: DesiredState) -> Ruleset:
+        if self._renderer is None:
+            told = nft.takes(DENIAL_PROBE, self._netns)
+            if not told:
+                log.warning("this kernel has no log group (nfnetlink_log): nobody can watch denied packets")
+            self._renderer = NftRenderer(told=told)
+        interfaces = host_interfaces(self._netns) if asks_interfaces(state) else NO_INTERFACES
+        return self._renderer.render(state, interfaces)
 
     def make(self, work: Work) -> None:
         assert isinstance(work, Script)
@@ -78,7 +122,39 @@ class Nft:
         """Nothing: making was one transaction that also deleted."""
 
     def forget(self) -> None:
-        self._doubt = True
+        self._doubt = not self._told
+
+    def monitor(self) -> Monitor:
+        """Tells from now on what others do to the table. Before the first plan."""
+        self._session.open()
+        monitor = Monitor(TABLE, self._netns)
+        self._session.begun = monitor.ignore
+        self._told = True
+        return monitor
+
+    def changed(self, change: Change | Overrun) -> None:
+        """By somebody else, or perhaps so. From any thread; the next plan puts it right."""
+        self._changes.put(change)
+
+    def _take_changes(self) -> list[Change | Overrun]:
+        changes: list[Change | Overrun] = []
+        with suppress(Empty):
+            while True:
+                changes.append(self._changes.get_nowait())
+        return changes
+
+
+def touched(have: Ruleset, changes: Sequence[Change]) -> tuple[str, Ruleset]:
+    """What empties the sets that were touched, and what there is then. A chain that was touched is unlike any other."""
+    chains = have.chains.keys() & {name for change in changes for name in change.chains}
+    sets = have.sets.keys() & {name for change in changes for name in change.sets}
+    if not chains and not sets:
+        return "", have
+    after = Ruleset(
+        {**have.chains, **{name: Chain((*have.chains[name].rules, "?"), have.chains[name].hook) for name in chains}},
+        {**have.sets, **{name: replace(have.sets[name], elements=frozenset()) for name in sets}},
+    )
+    return "".join(f"flush {have.sets[name].word} {TABLE} {name}\n" for name in sorted(sets)), after
 
 
 def remains(netns: str | None) -> Remains:
