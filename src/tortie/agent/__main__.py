@@ -18,17 +18,20 @@ from tortie.agent.config import AgentConfig
 from tortie.base.errors import ConfigError, TortieError
 
 LOG_LEVEL = "--log-level"
+FOUND = ("node", "datastore")
+"""Fields that are found out where they are not told."""
 
 
 def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tortie.agent", allow_abbrev=False)
     for field in fields(AgentConfig):
-        required = field.default is MISSING
-        how: dict[str, Any] = {"required": True} if required else {"default": field.default}
+        required = field.default is MISSING and field.name not in FOUND
+        default = "" if field.default is MISSING else field.default
+        how: dict[str, Any] = {"required": True} if required else {"default": default}
         if isinstance(how.get("default"), bool):
             how["action"] = argparse.BooleanOptionalAction
         elif not required:
-            how["type"] = Path if isinstance(field.default, Path) else type(field.default)
+            how["type"] = Path if default is None or isinstance(default, Path) else type(default)
         parser.add_argument(f"--{field.name.replace('_', '-')}", **how)
     parser.add_argument(LOG_LEVEL, default="info")
     return parser
@@ -42,7 +45,9 @@ def main(words: Sequence[str] | None = None) -> int:
         if os.geteuid() != 0:
             raise ConfigError("the agent programs the kernel: run it as root")
         from tortie.agent.main import main as run
+        from tortie.store.place import of_a_daemon
 
+        told["datastore"] = of_a_daemon(told["datastore"])
         run(AgentConfig(**told), level)
     except ConfigError as error:
         print(f"tortie: {error}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from tortie.agent.standing import Standing
 from tortie.calc.state import DesiredState
 
 
@@ -21,6 +22,23 @@ class Metrics:
             "felix_int_dataplane_apply_time_seconds", "Time of a pass over the kernel.", registry=self.registry
         )
         self.resync.set(1)
+
+    def watch(self, standing: Standing) -> None:
+        """What is asked for whenever somebody looks. It is read on the event loop, where all of it lives."""
+        datastore, view = standing.datastore, standing.view
+        asked = {
+            ("tortie_datastore_connected", "1 while the datastore answers."): lambda: not datastore.away,
+            ("tortie_datastore_age_seconds", "How old the picture may be."): lambda: standing.picture_age,
+            ("tortie_datastore_disbelieved", "1 while what the datastore says is not taken."): lambda: bool(
+                datastore.disbelief
+            ),
+            ("tortie_datastore_snapshot", "1 while the picture is an earlier agent's."): lambda: (
+                view.snapshot_from is not None
+            ),
+            ("tortie_pending_pods", "Pods that the datastore is to be told of."): lambda: standing.pending,
+        }
+        for (name, text), value in asked.items():
+            self._gauge(name, text).set_function(value)
 
     def observe(self, state: DesiredState, failed: bool, seconds: float) -> None:
         self.endpoints.set(len(state.endpoints))

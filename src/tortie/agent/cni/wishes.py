@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from tortie.agent.netconf import NetConf
+from tortie.agent.netconf import CALICO_IPAM, NetConf
 from tortie.base.addr import IP
 from tortie.base.errors import ConfigError
 from tortie.calc import annotations as asked
@@ -35,6 +35,9 @@ def wishes(conf: NetConf, pod: Mapping[str, str], namespace: Mapping[str, str]) 
     if fixed and given:
         text = f"cannot be combined with {asked.IP_ADDRS_NO_IPAM}"
         raise ConfigError(text, f"annotation {asked.IP_ADDRS}")
+    if (fixed or given) and not conf.assigns:
+        which = asked.IP_ADDRS if fixed else asked.IP_ADDRS_NO_IPAM
+        raise ConfigError(f'needs ipam.type "{CALICO_IPAM}", and it is "{conf.ipam_type}"', f"annotation {which}")
     for wanted, switch, on in (
         (given, "ip_addrs_no_ipam", conf.may_skip_ipam),
         (floating, "floating_ips", conf.may_float),

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
+from tortie.agent.cni.addresses import of_ipam
 from tortie.agent.holdings import Holdings
 from tortie.agent.netconf import read_netconf
-from tortie.cni.result import Address, Result, Route
 from tortie.cni.spec import Call, format_json
 
 
@@ -21,10 +21,9 @@ class IpamServer:
         """What the plugin prints on success. Raises CniError or a TortieError, which the border translates."""
         match call.command:
             case "ADD":
-                got = await self._holdings.assign(call.container_id, read_netconf(call))
-                addresses = tuple(Address(str(each)) for each in got)
-                routes = tuple(Route(str(each)) for each in got)
-                return format_json(Result(ips=addresses, routes=routes).dump(call.cni_version))
+                conf = read_netconf(call)
+                got = await self._holdings.assign(call.container_id, conf)
+                return format_json(of_ipam(got, await self._holdings.routed(conf)).dump(call.cni_version))
             case "DEL":
                 await self._holdings.release(call.container_id, read_netconf(call))
         return ""
