@@ -141,6 +141,16 @@ def install(files: HostFiles) -> list[str]:
     return done
 
 
+def absent(files: HostFiles) -> list[str]:
+    """The plugins that the network names and none of the directories has: without them no container is connected."""
+    document = json.loads(files.conflist)
+    listed = document.get("plugins", [document])
+    plugins = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    parts = [part for plugin in plugins for part in (plugin, plugin.get("ipam")) if isinstance(part, dict)]
+    wanted = dict.fromkeys(str(part["type"]) for part in parts if part.get("type"))
+    return [name for name in wanted if not any((one / name).exists() for one in files.bin_dirs)]
+
+
 def uninstall(files: HostFiles) -> list[str]:
     """Take away what `install` puts there; executables only when they are ours. A line for each thing removed."""
     done: list[str] = []

@@ -11,13 +11,15 @@ carried along where there is a place for it: a chained plugin must not lose the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, TypeVar
-
+from tortie.base.record import field, record
 from tortie.cni.spec import DEFAULT_VERSION, Call, CniError, Code, lookup, quote, wrong_type
 
-V = TypeVar("V", "Interface", "Address", "Route", "Dns")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, TypeVar
+
+    V = TypeVar("V", "Interface", "Address", "Route", "Dns")
 
 # "" belongs to the oldest family: the Go library lists it, and its error texts show it.
 FAMILIES = (("", "0.1.0", "0.2.0"), ("0.3.0", "0.3.1", "0.4.0"), ("1.0.0", "1.1.0"))
@@ -28,7 +30,7 @@ def _extra() -> Any:
     return field(default_factory=dict, hash=False)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Interface:
     """A link that the plugin made. `sandbox` is the network namespace it is in, "" for the host's own."""
 
@@ -41,7 +43,7 @@ class Interface:
     extra: Mapping[str, Any] = _extra()
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Address:
     """An address with its prefix length. `interface` is an index into the interfaces of the same result."""
 
@@ -56,7 +58,7 @@ class Address:
         return _family(self.address)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Route:
     """A route inside the container. No `gw` on a default route means through the gateway of the address."""
 
@@ -70,7 +72,7 @@ class Route:
     extra: Mapping[str, Any] = _extra()
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Dns:
     """What belongs into the container's resolv.conf."""
 
@@ -81,7 +83,7 @@ class Dns:
     extra: Mapping[str, Any] = _extra()
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Result:
     """The outcome of ADD, in no version: `load` reads it from any, `dump` writes it in any."""
 
@@ -195,34 +197,42 @@ def same_family(version: str, wanted: str) -> None:
         raise CniError(Code.INTERNAL, f"{supported} but unmarshalled CNIVersion is {quote(version)}")
 
 
-# --- JSON key -> attribute and type, in the order in which Go prints them --------------------------------------------
+# --- JSON key -> attribute, type and default, in the order in which Go prints them -----------------------------------
 
-_Keys = Mapping[str, tuple[str, type]]
+if TYPE_CHECKING:
+    _Keys = Mapping[str, tuple[str, type, object]]
+
+_NEEDED = object()
+"""The default of what must be there."""
 
 _INTERFACE: _Keys = {
-    "name": ("name", str),
-    "mac": ("mac", str),
-    "mtu": ("mtu", int),
-    "sandbox": ("sandbox", str),
-    "socketPath": ("socket_path", str),
-    "pciID": ("pci_id", str),
+    "name": ("name", str, _NEEDED),
+    "mac": ("mac", str, ""),
+    "mtu": ("mtu", int, 0),
+    "sandbox": ("sandbox", str, ""),
+    "socketPath": ("socket_path", str, ""),
+    "pciID": ("pci_id", str, ""),
 }
-_ADDRESS: _Keys = {"interface": ("interface", int), "address": ("address", str), "gateway": ("gateway", str)}
-_OLD_ADDRESS: _Keys = {"ip": ("address", str), "gateway": ("gateway", str)}
-_OLD_ROUTE: _Keys = {"dst": ("dst", str), "gw": ("gw", str)}
+_ADDRESS: _Keys = {
+    "interface": ("interface", int, None),
+    "address": ("address", str, _NEEDED),
+    "gateway": ("gateway", str, ""),
+}
+_OLD_ADDRESS: _Keys = {"ip": ("address", str, _NEEDED), "gateway": ("gateway", str, "")}
+_OLD_ROUTE: _Keys = {"dst": ("dst", str, _NEEDED), "gw": ("gw", str, "")}
 _ROUTE: _Keys = {
     **_OLD_ROUTE,
-    "mtu": ("mtu", int),
-    "advmss": ("advmss", int),
-    "priority": ("priority", int),
-    "table": ("table", int),
-    "scope": ("scope", int),
+    "mtu": ("mtu", int, 0),
+    "advmss": ("advmss", int, 0),
+    "priority": ("priority", int, 0),
+    "table": ("table", int, None),
+    "scope": ("scope", int, None),
 }
 _DNS: _Keys = {
-    "nameservers": ("nameservers", list),
-    "domain": ("domain", str),
-    "search": ("search", list),
-    "options": ("options", list),
+    "nameservers": ("nameservers", list, ()),
+    "domain": ("domain", str, ""),
+    "search": ("search", list, ()),
+    "options": ("options", list, ()),
 }
 # Members of an address that are read elsewhere or follow from it: no unknown ones to carry along.
 _DERIVED: Mapping[type, tuple[str, ...]] = {Address: ("version", "routes")}
@@ -242,7 +252,7 @@ def _unknown(doc: Mapping[str, Any], known: tuple[str, ...]) -> dict[str, Any]:
 def _decode(cls: type[V], doc: Any, where: str, keys: _Keys) -> V:
     _typed(doc, where, dict)
     known: dict[str, Any] = {}
-    for key, (name, kind) in keys.items():
+    for key, (name, kind, _) in keys.items():
         value = lookup(doc, key)
         if value is None:
             continue
@@ -250,9 +260,9 @@ def _decode(cls: type[V], doc: Any, where: str, keys: _Keys) -> V:
         if kind is list:
             value = tuple(_typed(one, f"{where}.{key}[{i}]", str) for i, one in enumerate(value))
         known[name] = value
-    for member in fields(cls):
-        if member.default is MISSING and member.default_factory is MISSING and not known.get(member.name):
-            raise CniError(Code.DECODING_FAILURE, f"cannot decode result: {where} has no {member.name}")
+    for name, _, default in keys.values():
+        if default is _NEEDED and not known.get(name):
+            raise CniError(Code.DECODING_FAILURE, f"cannot decode result: {where} has no {name}")
     return cls(**known, extra=_unknown(doc, (*keys, *_DERIVED.get(cls, ()))))
 
 
@@ -268,11 +278,10 @@ def _dns(doc: Mapping[str, Any]) -> Dns:
 
 def _encode(value: Interface | Address | Route | Dns, keys: _Keys) -> dict[str, Any]:
     """Members at their default are left out. An index, a table and a scope of 0 are not defaults; None is."""
-    defaults = {member.name: member.default for member in fields(value)}
     doc: dict[str, Any] = {}
-    for key, (name, _) in keys.items():
+    for key, (name, _, default) in keys.items():
         item = getattr(value, name)
-        if item != defaults[name]:
+        if item != default:
             doc[key] = list(item) if isinstance(item, tuple) else item
     return doc | dict(value.extra)
 

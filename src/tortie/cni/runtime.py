@@ -23,6 +23,7 @@ from typing import Any, cast
 
 from tortie.cni.cache import DEFAULT_DIRECTORY, Attachment, Cache, Entry
 from tortie.cni.conflist import ConfList
+from tortie.cni.delegate import find
 from tortie.cni.result import Result, family_of
 from tortie.cni.spec import (
     DEFAULT_VERSION,
@@ -84,7 +85,7 @@ class Runtime:
         result: dict[str, Any] | None = None
         for plugin in conflist.plugins:
             document = _document(conflist, plugin, attachment, result)
-            answer = await self._run("ADD", plugin["type"], document, attachment)
+            answer = await self.run("ADD", plugin["type"], document, attachment)
             result = _result(plugin["type"], answer, conflist.version)
         try:
             self.cache.put(Entry(attachment, conflist.source, result))
@@ -127,7 +128,7 @@ class Runtime:
             what = f'the cached result of network "{conflist.name}" cannot be read'
             raise CniError(Code.DECODING_FAILURE, what, str(error)) from None
         for plugin in conflist.plugins:
-            await self._run("CHECK", plugin["type"], _document(conflist, plugin, attachment, result), attachment)
+            await self.run("CHECK", plugin["type"], _document(conflist, plugin, attachment, result), attachment)
 
     async def gc(self, conflist: ConfList, valid_attachments: Iterable[tuple[str, str]]) -> None:
         """Remove everything of this network but the valid (container id, interface name) pairs.
@@ -148,7 +149,7 @@ class Runtime:
             extra = {"cni.dev/valid-attachments": listed, "cni.dev/attachments": listed}
             for plugin in conflist.plugins:
                 document = _document(conflist, plugin, None, None) | extra
-                await _collect(failures, self._run("GC", plugin["type"], document, None))
+                await _collect(failures, self.run("GC", plugin["type"], document, None))
         if len(failures) == 1:
             raise failures[0]
         if failures:
@@ -160,12 +161,12 @@ class Runtime:
         if not conflist.speaks("1.1.0"):
             return
         for plugin in conflist.plugins:
-            await self._run("STATUS", plugin["type"], _document(conflist, plugin, None, None), None)
+            await self.run("STATUS", plugin["type"], _document(conflist, plugin, None, None), None)
 
     async def version(self, plugin: str) -> tuple[str, ...]:
         """The versions of the protocol that a plugin speaks."""
         try:
-            answer = await self._run("VERSION", plugin, {"cniVersion": SPEC_VERSION}, None)
+            answer = await self.run("VERSION", plugin, {"cniVersion": SPEC_VERSION}, None)
         except CniError as error:
             if error.msg == "unknown CNI_COMMAND: VERSION":
                 return (DEFAULT_VERSION,)  # it is older than the verb
@@ -182,7 +183,7 @@ class Runtime:
             except ValueError:
                 result = None  # DEL has to work with what is left
         for plugin in reversed(conflist.plugins):
-            await self._run("DEL", plugin["type"], _document(conflist, plugin, attachment, result), attachment)
+            await self.run("DEL", plugin["type"], _document(conflist, plugin, attachment, result), attachment)
         self.cache.drop(attachment)
 
     async def _delete_stale(self, conflist: ConfList, attachment: Attachment) -> None:
@@ -200,11 +201,9 @@ class Runtime:
         except CniError as error:
             raise ValueError(str(error)) from None
 
-    async def _run(
-        self, command: str, plugin: str, document: Mapping[str, Any], attachment: Attachment | None
-    ) -> bytes:
+    async def run(self, command: str, plugin: str, document: Mapping[str, Any], attachment: Attachment | None) -> bytes:
         """What the plugin printed. Raises CniError with the plugin's name."""
-        argv = [*self.exec_prefix, find_plugin(plugin, self.path)]
+        argv = [*self.exec_prefix, find(plugin, self.path)]
         env = self._environment(command, attachment)
         stdin = compact_json(document).encode()
         for attempt in range(BUSY_RETRIES + 1):
@@ -289,19 +288,6 @@ class _Running(asyncio.SubprocessProtocol):
             stdin.abort()
         for fd in (1, 2):
             cast(asyncio.ReadTransport, transport.get_pipe_transport(fd)).close()
-
-
-def find_plugin(plugin: str, path: Sequence[str]) -> str:
-    """The executable of a plugin: the first regular file of that name. Raises CniError."""
-    if not plugin:
-        raise CniError(Code.INTERNAL, "no plugin name provided")
-    if os.sep in plugin:
-        raise CniError(Code.INTERNAL, f"invalid plugin name: {plugin}")
-    for directory in path:
-        candidate = os.path.join(directory, plugin)
-        if os.path.isfile(candidate):
-            return candidate
-    raise CniError(Code.INTERNAL, f"failed to find plugin {quote(plugin)} in path [{' '.join(path)}]")
 
 
 def _attachment(

@@ -9,16 +9,20 @@ Nothing here reads, writes or waits. Plugins are started once per pod, so only c
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import Any, TypeVar, cast
-
 from tortie.base.errors import ConfigError, TortieError, Unavailable
+from tortie.base.record import field, record
+from tortie.cni.gojson import compact_json as compact_json
+from tortie.cni.gojson import format_json as format_json
+from tortie.cni.gojson import json_type as json_type
+from tortie.cni.gojson import quote as quote
+from tortie.cni.gojson import read_json as read_json
 
-T = TypeVar("T")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
 
 SUPPORTED_VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 SPEC_VERSION = SUPPORTED_VERSIONS[-1]
@@ -40,11 +44,11 @@ REQUIRED_BY = {
 
 IFNAME_BYTES = 15  # IFNAMSIZ of linux/if.h less the final NUL
 
-_IDENTIFIER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_LETTERS_AND_DIGITS = frozenset("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+_IN_IDENTIFIERS = _LETTERS_AND_DIGITS | frozenset("_.-")
 
 
-class Code(IntEnum):
+class Code:
     """The error codes of the specification. From 100 on they belong to the plugin."""
 
     INCOMPATIBLE_VERSION = 1
@@ -77,7 +81,7 @@ class CniError(TortieError):
 
     def json(self) -> str:
         """The error object as the plugin prints it."""
-        answer: dict[str, Any] = {"code": int(self.code), "msg": self.msg}
+        answer: dict[str, Any] = {"code": self.code, "msg": self.msg}
         if self.details:
             answer["details"] = self.details
         return format_json(answer)
@@ -92,6 +96,11 @@ def as_cni_error(error: Exception) -> CniError:
     if isinstance(error, Unavailable):
         return CniError(Code.TRY_AGAIN_LATER, str(error))
     return CniError(Code.INTERNAL, str(error) or type(error).__name__)
+
+
+def failed(text: str) -> CniError:
+    """The error of a plugin that has no code of its own."""
+    return CniError(Code.INTERNAL, text)
 
 
 def own_netns_error() -> CniError:
@@ -109,77 +118,12 @@ def child_error(plugin: str, stdout: bytes, stderr: bytes, why: str) -> CniError
         answer = read_json(stdout)
         if not isinstance(answer, dict):
             raise ValueError(f"{json_type(answer)} instead of an object")
-        code = member(answer, "code", int, int(Code.INTERNAL))
+        code = member(answer, "code", int, Code.INTERNAL)
         return CniError(code, member(answer, "msg", str, ""), member(answer, "details", str, ""), plugin)
     except (ValueError, CniError) as error:
         said = quote(stdout.decode(errors="replace"))
         text = f"netplugin failed but error parsing its diagnostic message {said}: {error}"
         return CniError(Code.INTERNAL, text, plugin=plugin)
-
-
-# --- JSON as Go reads and writes it ---------------------------------------------------------------------------------
-
-
-def format_json(value: Any) -> str:
-    """Indented by 4, no newline at the end, with the characters escaped that Go escapes. Keys keep their order."""
-    return _go_escapes(json.dumps(value, ensure_ascii=False, indent=4))
-
-
-def compact_json(value: Any) -> str:
-    """The same without any blank, as plugins read it from stdin."""
-    return _go_escapes(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
-
-
-def _go_escapes(text: str) -> str:
-    """Outside strings JSON has none of these characters, so replacing them everywhere is safe."""
-    for char in "<>&\u2028\u2029":
-        if char in text:
-            text = text.replace(char, f"\\u{ord(char):04x}")
-    return text if text.isascii() else _LONE_SURROGATE.sub("\ufffd", text)
-
-
-def read_json(data: bytes) -> Any:
-    """Raises ValueError with Go's words where Go has short ones. Of equal keys in an object the last stays, as last."""
-    text = data.decode("utf-8", "replace")
-    try:
-        return json.loads(text, object_pairs_hook=_last_key_last, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
-            raise ValueError("unexpected end of JSON input") from None
-        place = f"at line {error.lineno} column {error.colno}"
-        if error.msg == "Expecting value":
-            raise ValueError(f"invalid character '{text[error.pos]}' looking for beginning of value {place}") from None
-        raise ValueError(f"{error.msg} {place}") from None
-    except RecursionError:
-        raise ValueError("exceeded max depth") from None
-
-
-def _last_key_last(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A key given twice moves to its last place: `lookup` lets the last of the spellings of a name win."""
-    value: dict[str, Any] = {}
-    for key, item in pairs:
-        value.pop(key, None)
-        value[key] = item
-    return value
-
-
-def _refuse_constant(word: str) -> Any:
-    raise ValueError(f"invalid character '{word[0]}' looking for beginning of value")
-
-
-def quote(text: str) -> str:
-    """`text` in double quotes, one line whatever it holds."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-def json_type(value: Any) -> str:
-    """What JSON calls the type of a decoded value."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "bool"
-    names = {str: "string", int: "number", float: "number", list: "array", tuple: "array"}
-    return names.get(type(value), "object")
 
 
 # --- Reading a configuration ----------------------------------------------------------------------------------------
@@ -192,9 +136,12 @@ def lookup(conf: Mapping[str, Any], key: str, default: Any = None) -> Any:
     '10.0.0.0/8'
     """
     found = default
-    folded = key.casefold()
+    length, folded = len(key), ""
     for name, value in conf.items():
-        if value is not None and (name == key or name.casefold() == folded):
+        if len(name) != length or value is None:  # Go folds letter by letter
+            continue
+        folded = folded or key.casefold()
+        if name == key or name.casefold() == folded:
             found = value
     return found
 
@@ -206,7 +153,7 @@ def member(conf: Mapping[str, Any], key: str, kind: type[T], default: T) -> T:
         return default
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise CniError(Code.INTERNAL, f"failed to load netconf: {wrong_type(value, key, kind)}")
-    return cast(T, value)
+    return value  # type: ignore[return-value]  # an int may stand for a float
 
 
 def wrong_type(value: Any, key: str, kind: type) -> str:
@@ -296,7 +243,7 @@ def about(plugin: str, version: str, versions: Sequence[str] = SUPPORTED_VERSION
 # --- The call -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Call:
     """One invocation of a plugin, already checked. The attachment is "" for verbs that have none (GC, STATUS)."""
 
@@ -372,6 +319,8 @@ def _read_conf(stdin: bytes) -> tuple[dict[str, Any], str]:
         conf = read_json(stdin)
     except ValueError as error:
         raise _undecodable(str(error)) from None
+    if b"\\u0000" in stdin and _has_nul(conf):
+        raise _undecodable("a string has a NUL character in it, which no name, path or address can have")
     if conf is None:
         conf = {}
     if not isinstance(conf, dict):
@@ -383,6 +332,14 @@ def _read_conf(stdin: bytes) -> tuple[dict[str, Any], str]:
     return conf, network
 
 
+def _has_nul(value: Any) -> bool:
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, dict):
+        return any("\0" in key or _has_nul(item) for key, item in value.items())
+    return isinstance(value, list) and any(map(_has_nul, value))
+
+
 def _undecodable(why: str) -> CniError:
     return CniError(Code.DECODING_FAILURE, f"error unmarshall network config: {why}")
 
@@ -391,7 +348,7 @@ def check_container_id(container_id: str) -> None:
     """Raises CniError 3 for none, 4 for one with characters that could not be part of a file name."""
     if not container_id:
         raise CniError(Code.UNKNOWN_CONTAINER, "missing containerID")
-    if not _IDENTIFIER.fullmatch(container_id):
+    if not _is_identifier(container_id):
         raise CniError(Code.INVALID_ENVIRONMENT, "invalid characters in containerID", container_id)
 
 
@@ -399,8 +356,12 @@ def check_network_name(name: str) -> None:
     """Raises CniError 7."""
     if not name:
         raise CniError(Code.INVALID_CONFIG, "missing network name")
-    if not _IDENTIFIER.fullmatch(name):
+    if not _is_identifier(name):
         raise CniError(Code.INVALID_CONFIG, "invalid characters found in network name", name)
+
+
+def _is_identifier(text: str) -> bool:
+    return text[:1] in _LETTERS_AND_DIGITS and _IN_IDENTIFIERS.issuperset(text)
 
 
 def check_ifname(ifname: str) -> None:
