@@ -1,0 +1,1 @@
+"""The cloud of the backend aws-vpc: decisions about its route tables, and calls of its services, apart."""

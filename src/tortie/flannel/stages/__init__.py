@@ -1,0 +1,1 @@
+"""The kinds of kernel objects that flannel has, a file each: observe, plan, apply."""
