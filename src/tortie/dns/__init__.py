@@ -1,0 +1,1 @@
+"""Names of services: `tortie dns` answers for cluster.local as Kubernetes says."""
