@@ -1,6 +1,9 @@
-"""The controllers as a program: every one in a task of its own, at intervals and whenever a node or a pod goes.
+"""The controllers as a program: every one in a task of its own, in the process that leads.
 
-A pass that fails, wholly or for some objects, is made again after a pause that doubles; the others do not notice.
+serve ─┬─► Election ─ leads ─► run ─┬─► keep_running, for each controller
+       │                            └─► wake_on, for each kind that is a reason to look
+       ├─► Health: the status file                       whoever leads
+       └─► Board.follow: log level, metrics, health checks, periods, as the configuration says
 """
 
 from __future__ import annotations
@@ -8,106 +11,143 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
-from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
 
-from tortie.base.errors import Compacted, TortieError, Unavailable
-from tortie.controllers.ipam_gc import IpamGc
-from tortie.controllers.node import NodeCleanup
-from tortie.model.k8s import K8sNode, Pod
-from tortie.model.meta import Resource
-from tortie.model.node import Node
+from tortie.calc.service_addresses import Ranges
+from tortie.controllers.backoff import at_once
+from tortie.controllers.compaction import forgetful
+from tortie.controllers.configuration import PERIOD, Configured, Settings, configuration, in_force
+from tortie.controllers.health import STATUS_FILE, Health
+from tortie.controllers.leader import NAMESPACE, Election, identity
+from tortie.controllers.roster import Orders, controllers, reasons
+from tortie.controllers.running import Controller, keep_running, one_pass, wake_on
+from tortie.controllers.running_config import RunningConfig
+from tortie.model.controllers import KubeControllersConfiguration, KubeControllersConfigurationSpec
 from tortie.model.store import EventType, Store
-from tortie.policy.selector import parse
 from tortie.store import open_store
+from tortie.store.place import place
 
 log = logging.getLogger(__name__)
 
-RECONCILER_PERIOD = timedelta(minutes=5)
-"""Calico's reconcilerPeriod, and its scan interval when there is no grace period to halve."""
-FIRST_RETRY, LONGEST_RETRY = 0.5, 30.0
-"""Seconds before a failed pass is made again, doubled each time."""
-BURST = 0.2
-"""Seconds in which deletions that come together are gathered into one pass."""
-
-REASONS: tuple[type[Resource], ...] = (Pod, Node, K8sNode)
-"""Kinds whose deletion is a reason to look at once."""
+__all__ = ["Program", "keep_running", "once", "run", "run_once", "serve"]
 
 
-class Controller(Protocol):
-    """`run_once` makes a pass and returns how many things failed. May raise any TortieError."""
+@dataclass(frozen=True)
+class Program:
+    """What `tortie controllers` is told. `level` sets the log level; None where somebody has said it by an option.
+    `ranges` are for services."""
 
-    name: str
-
-    async def run_once(self) -> int: ...
-
-
-def controllers(store: Store, grace: timedelta) -> tuple[tuple[Controller, timedelta], ...]:
-    """All of them, with the time between two passes."""
-    gc = IpamGc(store, lambda: datetime.now(UTC), lambda text, labels: parse(text).matches(labels), grace)
-    return (NodeCleanup(store), RECONCILER_PERIOD), (gc, grace / 2 or RECONCILER_PERIOD)
+    elect: bool = True
+    status_file: Path = STATUS_FILE
+    level: Callable[[str], None] | None = None
+    ranges: Ranges = field(default_factory=Ranges)
 
 
-async def run(store: Store, grace: timedelta) -> None:
-    """Until cancelled."""
-    every = [(controller, period, asyncio.Event()) for controller, period in controllers(store, grace)]
-    wakes = [wake for _, _, wake in every]
+class Board:
+    """The settings of this moment, for whoever needs them between passes; `changed` is told of others.
+
+    Raises ConfigError for an environment that cannot be.
+    """
+
+    def __init__(self, configured: Configured, changed: Callable[[Settings], None] = lambda settings: None) -> None:
+        self._configured = configured
+        self._changed = changed
+        self.wakes: set[asyncio.Event] = set()
+        """Set when the settings change: who sleeps does so by the old ones."""
+        self.settings = self._of(KubeControllersConfigurationSpec())
+
+    async def follow(self, store: Store) -> None:
+        """Forever. What cannot be read changes nothing."""
+        reading, wake = _Reading(self, store), asyncio.Event()
+        why = {reading.name: frozenset(EventType)}
+        watching = wake_on(store, KubeControllersConfiguration, {reading.name: wake}, why)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(keep_running(reading, PERIOD, wake), name=reading.name)
+            tasks.create_task(watching, name=f"watch {reading.name}")
+
+    def read(self, spec: KubeControllersConfigurationSpec) -> None:
+        """Raises ConfigError for what cannot be."""
+        settings = self._of(spec)
+        if settings != self.settings:
+            self.settings = settings
+            self._changed(settings)
+            for wake in self.wakes:
+                wake.set()
+
+    def _of(self, spec: KubeControllersConfigurationSpec) -> Settings:
+        return in_force(spec, self._configured.environment, self._configured.datastore)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A pass that brings a board to what the datastore says."""
+
+    board: Board
+    store: Store
+    name: str = "settings"
+
+    async def run_once(self) -> int:
+        """Raises Unavailable, NotSupported, ConfigError."""
+        self.board.read((await configuration(self.store)).spec)
+        return 0
+
+
+async def run(
+    store: Store, grace: timedelta | None = None, orders: Orders | None = None, board: Board | None = None
+) -> None:
+    """Until cancelled. Without `grace` the configuration's counts, as it is at each pass. Who has a board follows the
+    settings there himself."""
+    given = orders or Orders()
+    given = replace(given, grace=given.grace if grace is None else grace)
+    told = board or Board(given.configured)
+    these = controllers(store, given, told.settings.enabled)
+    teller: Controller = RunningConfig(store, given.configured, given.later())
+    every = (*these, teller)
+    wakes = {each.name: asyncio.Event() for each in every}
+    told.wakes = set(wakes.values())
     async with asyncio.TaskGroup() as tasks:
-        for controller, period, wake in every:
-            tasks.create_task(keep_running(controller, period, wake), name=controller.name)
-        for kind in REASONS:
-            tasks.create_task(wake_on_deletion(store, kind, wakes), name=f"watch {kind.KIND.plural}")
+        if board is None:
+            tasks.create_task(told.follow(store), name="settings")
+        for each in every:
+            work = keep_running(each, _period(each, told), wakes[each.name], each.later)
+            tasks.create_task(work, name=each.name)
+        for kind, why in reasons(every).items():
+            tasks.create_task(wake_on(store, kind, wakes, why, every), name=f"watch {kind.KIND.plural}")
 
 
-async def run_once(store: Store, grace: timedelta) -> int:
-    """One pass of each; how many things failed."""
-    return sum([await _pass(controller) for controller, _ in controllers(store, grace)])
+def _period(controller: Controller, board: Board) -> Callable[[], timedelta]:
+    return lambda: controller.period(board.settings)
 
 
-async def keep_running(controller: Controller, period: timedelta, wake: asyncio.Event) -> None:
-    """Forever: a pass, then a pause until the next one is due or something has happened."""
-    retry = FIRST_RETRY
-    while True:
-        wake.clear()
-        if await _pass(controller):
-            wait, retry = retry, min(2 * retry, LONGEST_RETRY)
-        else:
-            wait, retry = period.total_seconds(), FIRST_RETRY
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(wake.wait(), wait)
-            await asyncio.sleep(BURST)
+async def run_once(store: Store, grace: timedelta | None = None, orders: Orders | None = None) -> int:
+    """One pass of each; how many things failed. Raises ConfigError for an environment that cannot be."""
+    given = replace(orders or Orders(), later=at_once)
+    given = replace(given, grace=given.grace if grace is None else grace)
+    enabled = Board(given.configured).settings.enabled
+    failures = 0
+    for each in controllers(store, given, enabled):
+        failed, error = await one_pass(each)
+        failures += failed
+        if error is not None:
+            log.warning("%s: %s", each.name, error)
+    return failures
 
 
-async def _pass(controller: Controller) -> int:
-    try:
-        return await controller.run_once()
-    except TortieError as error:
-        log.warning("%s: %s; trying again", controller.name, error)
-        return 1
-
-
-async def wake_on_deletion(store: Store, kind: type[Resource], wakes: Iterable[asyncio.Event]) -> None:
-    """Forever. Whatever is missed while the datastore is away, the next pass finds."""
-    while True:
-        try:
-            listing = await store.list(kind)
-            async for batch in store.watch(kind, listing.revision):
-                if any(event.type is EventType.DELETED for event in batch):
-                    for wake in wakes:
-                        wake.set()
-        except Compacted:
-            continue
-        except Unavailable as error:
-            log.warning("%s: %s; trying again", kind.KIND.plural, error)
-            await asyncio.sleep(FIRST_RETRY)
-
-
-async def serve(datastore: str, grace: timedelta) -> None:
-    """Until SIGTERM or SIGINT."""
-    store = open_store(datastore)
-    work = asyncio.create_task(run(store, grace), name="controllers")
+async def serve(
+    datastore: str,
+    grace: timedelta | None,
+    environment: Mapping[str, str] = os.environ,
+    program: Program | None = None,
+) -> None:
+    """Until SIGTERM or SIGINT. `environment` says what the text leaves out."""
+    configured = _configured(datastore, environment)
+    store = open_store(datastore, environment=environment)
+    work = asyncio.create_task(_serve(store, grace, configured, program or Program()), name="controllers")
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, work.cancel)
     try:
@@ -117,10 +157,57 @@ async def serve(datastore: str, grace: timedelta) -> None:
         await store.close()
 
 
-async def once(datastore: str, grace: timedelta) -> int:
-    """One pass over a datastore; how many things failed."""
-    store = open_store(datastore)
+def _configured(datastore: str, environment: Mapping[str, str]) -> Configured:
+    """Raises ConfigError for a text or an environment that cannot be."""
+    where = place(datastore, environment)
+    configured = Configured(environment, where.backend, where.kubernetes_too)
+    Board(configured)
+    return configured
+
+
+async def _serve(store: Store, grace: timedelta | None, configured: Configured, program: Program) -> None:
+    from tortie.controllers.metrics import IpamMetrics, MetricsPort  # what passes once serves none
+
+    me = identity()
+    metrics = IpamMetrics()
+    port = MetricsPort(metrics)
+    election = Election(store, me, namespace=configured.environment.get("NAMESPACE") or NAMESPACE)
+    health = Health(store, program.status_file, (lambda: election.holder) if program.elect else (lambda: me), me)
     try:
-        return await run_once(store, grace)
+        async with asyncio.TaskGroup() as tasks:
+
+            def changed(settings: Settings) -> None:
+                health.wanted = settings.spec.health_checks != "Disabled"
+                if program.level is not None:
+                    program.level(settings.spec.log_severity_screen)
+                tasks.create_task(port.move(settings.spec.prometheus_metrics_port or 0), name="metrics")
+
+            board = Board(configured, changed)
+            changed(board.settings)
+            orders = Orders(
+                grace, configured, observed=metrics.observe, history=forgetful(store), ranges=program.ranges
+            )
+            tasks.create_task(board.follow(store), name="settings")
+            tasks.create_task(health.run(), name="health")
+
+            async def work(fenced: Store) -> None:
+                await run(fenced, None, orders, board)
+
+            tasks.create_task(election.run(work) if program.elect else work(store), name="lead")
+    finally:
+        await port.close()
+
+
+async def once(
+    datastore: str,
+    grace: timedelta | None,
+    environment: Mapping[str, str] = os.environ,
+    ranges: Ranges | None = None,
+) -> int:
+    """One pass over a datastore; how many things failed."""
+    configured = _configured(datastore, environment)
+    store = open_store(datastore, environment=environment)
+    try:
+        return await run_once(store, grace, Orders(configured=configured, ranges=ranges or Ranges()))
     finally:
         await store.close()
