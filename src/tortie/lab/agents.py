@@ -1,28 +1,24 @@
-"""The agents of a lab's nodes: keeping one running in every node's namespace, and asking one how it is."""
+"""The agents of a lab's nodes: how one is run in its node's namespace, and asking one how it is."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import shutil
 import sys
-import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tortie.agent.client import ask
 from tortie.base.errors import NotFound, Unavailable
+from tortie.bgp.birdc import ESTABLISHED
 from tortie.kernel import netns
-from tortie.lab import processes
+from tortie.lab.keeping import Program
 from tortie.lab.state import LabDirectory
-from tortie.lab.topology import Host
+from tortie.lab.topology import Host, Topology
 
-RESTART_PAUSE, LONGEST_PAUSE = 0.2, 5.0  # seconds before a dead agent is started again, doubled while it dies young
-_YOUNG = 2.0  # seconds
 _ASK_SECONDS = 5.0
-_ESTABLISHED = "Established"  # as BIRD says it
-
-log = logging.getLogger(__name__)
+WITHOUT_ROUTES = {"CALICO_NETWORKING_BACKEND": "none"}
+"""What an agent is told beside which flannel makes the routes."""
 
 
 def command() -> list[str]:
@@ -31,46 +27,24 @@ def command() -> list[str]:
     return [beside] if beside else [sys.executable, "-m", "tortie.cli.main"]
 
 
-def agent_command(directory: LabDirectory, node: Host) -> list[str]:
+def program(directory: LabDirectory, lab: Topology, node: Host) -> Program:
+    """The agent of a node. Beside flannel there is no pool that would tell it where pods are."""
     ipv4, ipv6 = node.addresses
-    return [
+    flannel = lab.blueprint.flannel
+    argv = [
         sys.executable, "-m", "tortie.agent", "--node", node.name, "--datastore", str(directory.store),
         "--run-dir", str(directory.node(node.name)), "--ipv4", ipv4, "--ipv6", ipv6, "--connect-delay", "0",
+        "--no-defaults", "--services", "on" if lab.has_services else "off",
     ]  # fmt: skip
-
-
-async def keep_running(directory: LabDirectory, node: Host) -> None:
-    """Starts the node's agent, or takes over the one that runs, and starts another whenever it ends. For ever."""
-    pause = RESTART_PAUSE
-    while True:
-        began = time.monotonic()
-        how = await _run_once(directory, node)
-        pause = RESTART_PAUSE if time.monotonic() - began > _YOUNG else min(2 * pause, LONGEST_PAUSE)
-        log.warning("the agent of %s %s; starting it again in %.1f s", node.name, how, pause)
-        await asyncio.sleep(pause)
-
-
-async def _run_once(directory: LabDirectory, node: Host) -> str:
-    """Until the agent ends; how it ended."""
-    pid_file = directory.agent_pid(node.name)
-    adopted = processes.read_pid(pid_file)
-    if adopted:
-        log.info("the agent of %s runs already, pid %d", node.name, adopted.pid)
-        await adopted.ended()
-        return "ended"
-    child = await asyncio.to_thread(
-        processes.spawn,
-        agent_command(directory, node),
-        pid_file,
+    return Program(
+        f"agent of {node.name}",
+        argv,
+        directory.agent_pid(node.name),
         directory.agent_log(node.name),
-        netns_path=netns.path(node.netns),
+        directory.agent_socket(node.name),
+        netns.path(node.netns),
+        {**WITHOUT_ROUTES, "TORTIE_CLUSTER_CIDR": ",".join(map(str, flannel.nets))} if flannel is not None else {},
     )
-    log.info("the agent of %s is pid %d", node.name, child.pid)
-    running = processes.process(child.pid)
-    if running:
-        await running.ended()
-    code = await asyncio.to_thread(child.wait)
-    return f"ended with {code}" if code >= 0 else f"was killed by signal {-code}"
 
 
 # --- asking -------------------------------------------------------------------------------------------------------
@@ -78,13 +52,16 @@ async def _run_once(directory: LabDirectory, node: Host) -> str:
 
 @dataclass(frozen=True, slots=True)
 class AgentState:
-    """How an agent is, as far as it says. Of its BGP `sessions` so many are `established`."""
+    """How an agent is, as far as it says. `sessions` are BIRD's protocols by name, and whether each is established."""
 
     answers: bool = False
     ready: bool = False
-    sessions: int = 0
-    established: int = 0
+    sessions: Mapping[str, bool] = field(default_factory=dict)
     why: str = ""
+
+    @property
+    def established(self) -> frozenset[str]:
+        return frozenset(name for name, up in self.sessions.items() if up)
 
 
 def state_of(path: Path) -> AgentState:
@@ -95,5 +72,5 @@ def state_of(path: Path) -> AgentState:
     except (NotFound, Unavailable) as error:
         return AgentState(why=str(error))
     why = "; ".join(f"{name}: {report['reason']}" for name, report in reports.items() if not report["ready"])
-    established = sum(peer["state"] == _ESTABLISHED for peer in peers)
-    return AgentState(True, not why, len(peers), established, why)
+    sessions = {peer["name"]: peer["state"] == ESTABLISHED for peer in peers}
+    return AgentState(True, not why, sessions, why)

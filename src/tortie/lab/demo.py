@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import json
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from rich.console import Console, RenderableType
-from rich.padding import Padding
+from rich.console import Console
 from rich.text import Text
 
-from tortie.base.errors import NotFound, TortieError
-from tortie.lab import agents, cluster, network, processes
+from tortie.base.errors import TortieError
+from tortie.ipam.names import handle_name
+from tortie.ipam.ready import ready_handle
+from tortie.lab import agents, cluster, demo_services, dns, network, node_cni, processes
+from tortie.lab.demo_cni import CniTour
+from tortie.lab.demo_racks import Racks
+from tortie.lab.guide import PATIENCE, CheckFailed, Guide, demand, pods_of
 from tortie.lab.machine import check_machine
-from tortie.lab.matrix import Pair, diff, render, render_changes
+from tortie.lab.matrix import Pair, diff, render_changes
 from tortie.lab.places import opened
-from tortie.lab.podspec import PodKey, key_of
+from tortie.lab.podspec import PodKey
 from tortie.lab.probe import Endpoint, Losses, ping_steadily, probe
-from tortie.lab.state import LabDirectory
-from tortie.lab.steps import Steps
 from tortie.lab.topology import OUTSIDE, topology
 from tortie.lab.verdicts import Compared, compared
-from tortie.model.document import parse
 from tortie.model.ipam import IPAMHandle
 from tortie.model.k8s import Pod
 from tortie.model.workload import WorkloadEndpoint
@@ -34,66 +35,53 @@ NAME = "demo"
 EXAMPLES = Path(__file__).parents[3] / "examples" / NAME
 PODS = "pods.yaml"
 POLICIES = ("1-kubernetes-policy.yaml", "2-calico-policy.yaml", "3-global-policy.yaml")
+ADDRESSES = "4-addresses.yaml"
+PROTECTION = ("../host-protection/1-policy.yaml", "../host-protection/2-nodes.yaml")
+FEATURES = EXAMPLES.parent / "cases" / "feature-control.json"
+FIXED = ("blue/ledger", "10.244.77.7")
+FLOATING = ("blue/shop", "203.0.113.7")
+"""Pods of that manifest, and the addresses that they ask for."""
 ALLOWED: Pair = ("blue/api-1", "green/db")
 DENIED: Pair = ("red/client", "green/db")
 CURIOUS = "red/client"
 """The pod that looks outside."""
+NAME_SERVERS = ("coredns-1", "coredns-2")
 
-_PATIENCE = 20.0  # seconds that pods, policies and a restarted agent may take
 _PING_INTERVAL = 0.01
 _PING_SECONDS = 0.5  # before the agent is killed, and after it is back
-_POLL_SECONDS = 0.1
-_INDENT = 2
 
 
-class CheckFailed(Exception):
-    """What was to be shown is not so."""
-
-
-class Tour:
-    """The lab `demo`, a console, and how many checks there were."""
+class Tour(Guide):
+    """The lab `demo`."""
 
     def __init__(self, console: Console) -> None:
-        self.console = console
-        self.steps = Steps(console)
-        self.directory = LabDirectory(NAME)
-        self.lab = topology(NAME)
-        self.checks = 0
-        self.failed = 0
-
-    @contextmanager
-    def check(self, words: str, *, vital: bool = False) -> Iterator[None]:
-        """Counts; what goes wrong inside is said and the tour goes on, unless nothing after it would make sense."""
-        self.checks += 1
-        try:
-            with self.steps.step(words):
-                yield
-        except (CheckFailed, TortieError) as error:
-            self.failed += 1
-            self.console.print(Padding(Text(str(error), "red"), (0, _INDENT)))
-            if vital:
-                raise
+        super().__init__(console, topology(NAME), EXAMPLES)
 
     async def take(self) -> None:
         """The whole tour; the lab is still there afterwards."""
         await self.bring_up()
         pods = await self.start_pods()
         before = await self.measure_open()
+        await self.foretell()
         after = await self.apply_policies()
         self.show_changes(before, after)
         await self.reach_outside(pods)
         await self.explain()
+        await self.watch(pods)
+        await self.protect_nodes()
         await self.kill_an_agent(pods)
-        await self.delete_pods(pods)
+        await self.ask_for_addresses(pods)
+        await demo_services.show(self)
+        await self.delete_pods()
 
     # --- the stations -----------------------------------------------------------------------------------------------
 
     async def bring_up(self) -> None:
         self.title("A cluster: three nodes, each a network namespace with an agent and BIRD")
-        self.say("$ tortie lab up --name demo")
+        self.say(f"$ tortie lab up --name demo --netconf {FEATURES.relative_to(EXAMPLES.parents[1])}")
         began = time.monotonic()
         with self.check("the lab is up and every BGP session is established", vital=True):
-            await cluster.up(self.lab, self.directory, self.steps)
+            await cluster.up(self.lab, self.directory, self.steps, json.loads(FEATURES.read_text()))
         self.say(f"from nothing in {time.monotonic() - began:.1f} s")
 
     async def start_pods(self) -> list[Pod]:
@@ -102,7 +90,7 @@ class Tour:
             await self.tortie("apply", "-f", PODS)
         with self.check("all pods run, each with an IPv4 and an IPv6 address", vital=True):
             async with opened(self.directory) as store:
-                pods = await cluster.wait_running(store, manifest_pods(), _PATIENCE)
+                pods = await cluster.wait_running(store, manifest_pods(PODS), PATIENCE)
             short = [pod.title for pod in pods if len(pod.status.pod_ips) != 2]
             demand(not short, f"{', '.join(short)} lack an address")
         for node in self.lab.nodes:
@@ -125,6 +113,13 @@ class Tour:
         self.show_matrix(found[4])
         return found[4]
 
+    async def foretell(self) -> None:
+        self.title("Before anything is applied: what a policy would change, from the manifests alone")
+        with self.check("tortie diff names what the first policy closes"):
+            changes = await self.tortie("diff", "--before", PODS, "--after", PODS, "--after", POLICIES[0], status=1)
+            demand("green/db  everything but tcp 5432" in changes, changes)
+            self.say(changes.rstrip())
+
     async def apply_policies(self) -> Compared:
         self.title("Policies: Kubernetes' NetworkPolicy, Calico's NetworkPolicy and GlobalNetworkPolicy")
         for manifest in POLICIES:
@@ -133,7 +128,7 @@ class Tour:
         found = {}
         for version in (4, 6):
             with self.check(f"over IPv{version} packets and policy agree on every pair", vital=True):
-                found[version] = await self._settled(version)
+                found[version] = await self.settled(version)
                 wrong = [" to ".join(pair) for pair in found[version].disagreements]
                 demand(not wrong, f"they disagree on {'; '.join(wrong[:3])}")
         self.show_matrix(found[4])
@@ -170,6 +165,35 @@ class Tour:
                 demand(word in answer.lower(), f"it does not say so: {answer}")
             self.say(answer.rstrip())
 
+    async def watch(self, pods: Sequence[Pod]) -> None:
+        self.title("Turned away: what is dropped is told as it happens, with its rule")
+        source, to = (next(pod for pod in pods if spoken(pod) == name) for name in DENIED)
+        with self.check("tortie watch drops tells of a connection that is denied"):
+            seen = asyncio.create_task(self.tortie("watch", "drops", "--pod", DENIED[1], "--count", "1"), name="watch")
+            deadline = time.monotonic() + PATIENCE
+            while not seen.done() and time.monotonic() < deadline:
+                await probe(self._endpoint(source), self._endpoint(to))
+            seen.cancel()
+            told = await seen if seen.done() else ""
+            demand(all(name in told for name in (*DENIED, "end of tier default")), told or "it tells nothing")
+            self.say(told.rstrip())
+
+    async def protect_nodes(self) -> None:
+        self.title("The nodes themselves: host endpoints, with a way back in")
+        with self.check("the nodes are closed to the outside but for SSH, and still speak BGP"):
+            await self.tortie("apply", *(word for name in PROTECTION for word in ("-f", name)))
+            closed = await self.tortie("explain", OUTSIDE, "node1", "--port", "9091", "-4")
+            demand("denied" in closed, closed)
+            self.say(closed.rstrip())
+            opened_ = await self.tortie("explain", OUTSIDE, "node1", "--port", "22", "-4")
+            demand("allowed" in opened_, opened_)
+            peers = await self.tortie("node", "status", "--lab", NAME)
+            demand("Established" in peers, peers)
+        with self.check("and are open again without them"):
+            await self.tortie("delete", *(word for name in reversed(PROTECTION) for word in ("-f", name)))
+            opened_ = await self.tortie("explain", OUTSIDE, "node1", "--port", "9091", "-4")
+            demand("allowed" in opened_, opened_)
+
     async def kill_an_agent(self, pods: Sequence[Pod]) -> None:
         self.title("A fault: an agent is killed while its pods talk")
         one = next(pod for pod in pods if spoken(pod) == CURIOUS)
@@ -189,15 +213,45 @@ class Tour:
             demand(losses.lost == 0, str(losses))
         self.say(str(losses))
 
-    async def delete_pods(self, pods: Sequence[Pod]) -> None:
+    async def ask_for_addresses(self, pods: Sequence[Pod]) -> None:
+        self.title("Addresses: one asked for, one that floats, and where all of them are")
+        with self.check(f"{ADDRESSES} is applied and its pods run"):
+            await self.tortie("apply", "-f", ADDRESSES)
+            async with opened(self.directory) as store:
+                ledger, shop = await cluster.wait_running(store, manifest_pods(ADDRESSES), PATIENCE)
+        name, address = FIXED
+        with self.check(f"{name} has the address {address} that it asks for"):
+            demand(ledger.status.pod_ip == address, f"it has {ledger.status.pod_ip}")
+            self.say((await self.tortie("ipam", "explain", address)).rstrip())
+        name, address = FLOATING
+        source = next(pod for pod in pods if pod.spec.node_name != shop.spec.node_name and pod.namespace == "red")
+        with self.check(
+            f"{spoken(source)} on {source.spec.node_name} reaches {name} on {shop.spec.node_name} at {address}"
+        ):
+            await self._reached(source, Endpoint(name, "", address, ports=(("tcp", 80),)))
+        with self.check("the fixed address and the floating one's pool are in the books"):
+            books = await self.tortie("ipam", "show", "--show-blocks")
+            demand("203.0.113.0/26" in books, books)
+            self.show(Text(books.rstrip(), "dim", no_wrap=True, overflow="crop"))  # wider than many a window
+
+    async def _reached(self, source: Pod, to: Endpoint) -> None:
+        """A route takes a moment to get to another node. Raises CheckFailed."""
+        deadline = time.monotonic() + PATIENCE
+        while not (result := await probe(self._endpoint(source), to)).passed:
+            demand(time.monotonic() < deadline, str(result))
+
+    async def delete_pods(self) -> None:
         self.title("Away with it")
-        with self.check("the manifests are deleted, policies first"):
-            for manifest in (*reversed(POLICIES), PODS):
+        with self.check("the manifests are deleted, policies first, and the name servers"):
+            for manifest in (ADDRESSES, *reversed(POLICIES), PODS):
                 await self.tortie("delete", "-f", manifest)
+            await self.tortie("delete", "pods", *NAME_SERVERS, "-n", dns.NAMESPACE)
         with self.check("no pod's namespace, endpoint or address is left"):
-            await self._until(lambda: not [name for name in network.namespaces(NAME) if "-pod-" in name])
+            await self.until(lambda: not [name for name in network.namespaces(NAME) if "-pod-" in name])
             async with opened(self.directory) as store:
                 left = [one.title for kind in (WorkloadEndpoint, IPAMHandle) for one in (await store.list(kind)).items]
+                ready = {f"IPAMHandle {handle_name(ready_handle(node.name))}" for node in self.lab.nodes}
+                left = [title for title in left if title not in ready]
             demand(not left, f"the datastore still has {', '.join(left[:3])}")
 
     def tear_down(self) -> None:
@@ -208,35 +262,6 @@ class Tour:
 
     # --- pieces -----------------------------------------------------------------------------------------------------
 
-    async def tortie(self, *words: str) -> str:
-        """Runs the command line beside the examples as a user would; its output. Raises CheckFailed."""
-        self.say(f"$ tortie {' '.join(words)}")
-        process = await asyncio.create_subprocess_exec(
-            *agents.command(),
-            *words,
-            cwd=EXAMPLES,
-            env=os.environ | {"TORTIE_LAB": NAME, "COLUMNS": str(self.console.width - 2 * _INDENT)},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        try:
-            output = (await process.communicate())[0].decode(errors="replace")
-        except asyncio.CancelledError:
-            process.kill()
-            await process.communicate()
-            raise
-        demand(process.returncode == 0, f"exit status {process.returncode}: {output.strip()}")
-        return output
-
-    async def _settled(self, version: int) -> Compared:
-        """The first comparison without a disagreement, or after some time the last one: policy takes a moment."""
-        deadline = time.monotonic() + _PATIENCE
-        while True:
-            found = await compared(self.directory, "tcp", version)
-            if not found.disagreements or time.monotonic() > deadline:
-                return found
-
     async def _kill(self, node: str) -> None:
         """Kills the agent of a node and waits for the next one to be ready. Raises CheckFailed."""
         pid_file, socket = self.directory.agent_pid(node), self.directory.agent_socket(node)
@@ -245,74 +270,60 @@ class Tour:
         assert first is not None
         first.signal(signal.SIGKILL)
         await first.ended()
-        await self._until(lambda: processes.read_pid(pid_file) is not None and agents.state_of(socket).ready)
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + _PATIENCE
-        while not await asyncio.to_thread(condition):
-            demand(time.monotonic() < deadline, f"still not so after {_PATIENCE:.0f} s")
-            await asyncio.sleep(_POLL_SECONDS)
+        await self.until(lambda: processes.read_pid(pid_file) is not None and agents.state_of(socket).ready)
 
     def _endpoint(self, pod: Pod) -> Endpoint:
         return cluster.endpoints(self.lab, [pod])[0]
-
-    def title(self, text: str) -> None:
-        self.console.print()
-        self.console.rule(f"[bold]{text}[/bold]", align="left")
-
-    def show_matrix(self, found: Compared) -> None:
-        self.show(render(found.matrix, found.verdicts.expected, self.console.width - 2 * _INDENT))
-
-    def say(self, text: str) -> None:
-        self.show(Text(text, "dim"))
-
-    def show(self, what: RenderableType) -> None:
-        self.console.print(Padding(what, (0, _INDENT)))
-
-
-def demand(good: bool, otherwise: str) -> None:
-    """Raises CheckFailed with what is so instead."""
-    if not good:
-        raise CheckFailed(otherwise)
 
 
 def spoken(pod: Pod) -> str:
     return f"{pod.namespace}/{pod.name}"
 
 
-def manifest_pods() -> list[PodKey]:
-    """The pods of the demo's manifest. Raises NotFound where the examples were not installed."""
-    try:
-        text = (EXAMPLES / PODS).read_text()
-    except FileNotFoundError:
-        raise NotFound(f"{EXAMPLES} is not there: the demo is run from a checkout of the sources") from None
-    return [key_of(resource) for resource in parse(text, PODS) if isinstance(resource, Pod)]
+def manifest_pods(manifest: str) -> list[PodKey]:
+    """The pods of one of the demo's manifests. Raises NotFound where the examples were not installed."""
+    return pods_of(EXAMPLES / manifest)
 
 
-def tour(keep: bool = False) -> int:
-    """Takes the tour; the exit status. Whatever happens, the lab is gone afterwards, unless it is to be kept."""
+def tour(keep: bool = False, cni: str = "") -> int:
+    """Takes the tour, or that of a CNI network; the exit status. Whatever happens, the labs are gone afterwards, unless
+    they are to be kept. Raises NotSupported, NotFound, ConfigError where there can be none."""
     console = Console(highlight=False)
-    check_machine()
-    manifest_pods()
-    guide = Tour(console)
-    console.print(Text("Tortie: Calico's network for Kubernetes, on one machine, in network namespaces", "bold"))
-    network.destroy(guide.directory)  # what an earlier tour may have left
+    parts: tuple[Tour, Racks] | tuple[CniTour]
+    if cni:
+        parts = (CniTour(console, cni),)
+        node_cni.check(parts[0].lab)
+        about = f"Tortie: pods on a network of CNI plugins alone, {cni}, on one machine, in network namespaces"
+    else:
+        manifest_pods(PODS)
+        parts = (Tour(console), Racks(console))
+        about = "Tortie: Calico's network for Kubernetes, on one machine, in network namespaces"
+    check_machine(not cni)
+    console.print(Text(about, "bold"))
+    _clear(parts)  # what an earlier tour may have left
     began = time.monotonic()
     try:
-        asyncio.run(guide.take())
-    except (CheckFailed, TortieError):
-        pass  # counted and said where it happened
+        for part in parts:
+            with suppress(CheckFailed, TortieError):  # counted and said where it happened
+                asyncio.run(part.take())
+            if keep:
+                again = f"tortie lab down --name {part.lab.name}"
+                console.print(f"the lab stays; take it away with: {again}", style="dim")
+            else:
+                part.tear_down()
     except KeyboardInterrupt:
-        network.destroy(guide.directory)
+        _clear(parts)
         console.print("interrupted: everything is taken away")
         return 130  # 128 + SIGINT, as a shell has it
     except BaseException:
-        network.destroy(guide.directory)
+        _clear(parts)
         raise
-    if keep:
-        console.print(f"the lab stays; take it away with: tortie lab down --name {NAME}", style="dim")
-    else:
-        guide.tear_down()
     console.print(f"{time.monotonic() - began:.0f} s", style="dim")
-    console.print(f"demo: {guide.checks} checks, {guide.failed} failed")
-    return 1 if guide.failed else 0
+    failed = sum(part.failed for part in parts)
+    console.print(f"demo: {sum(part.checks for part in parts)} checks, {failed} failed")
+    return 1 if failed else 0
+
+
+def _clear(parts: Iterable[Guide]) -> None:
+    for part in parts:
+        network.destroy(part.directory)

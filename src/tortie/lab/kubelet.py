@@ -1,4 +1,4 @@
-"""The one background process of a lab: scheduler, kubelet of every node, and who starts the agents again.
+"""The one background process of a lab: scheduler, kubelet of every node, and who starts daemons and routers again.
 
     python -m tortie.lab.kubelet LAB
 
@@ -19,6 +19,8 @@ import os
 import signal
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -26,12 +28,13 @@ import msgspec
 from tortie.base.errors import Compacted, Conflict, NotFound, TortieError, Unavailable
 from tortie.cni.spec import CniError, Code
 from tortie.kernel import netns
-from tortie.lab import agents, processes
+from tortie.lab import agents, controllers, daemons, dns, flanneld, keeping, processes, proxies
 from tortie.lab.podspec import PodKey, key_of, not_honoured, place
+from tortie.lab.readiness import Readiness, conditions
 from tortie.lab.responder import Responder
 from tortie.lab.sandbox import Sandbox, Sandboxes
 from tortie.lab.state import LabDirectory
-from tortie.lab.topology import OUTSIDE, OUTSIDE_PORT
+from tortie.lab.topology import NODE_PORT, OUTSIDE, OUTSIDE_PORT
 from tortie.lab.workload import Condition, Workloads
 from tortie.model.k8s import Pod, PodIP, PodStatus
 from tortie.model.node import Node
@@ -53,26 +56,55 @@ class Kubelet:
         self.lab = directory.read()
         self.store = store
         self.sandboxes = Sandboxes(directory, self.lab)
-        self.workloads = Workloads(directory, self.mark)
+        self.workloads = Workloads(directory, self.mark, named=self.lab.has_services)
+        self.readiness = Readiness(self.mark)
         self._pods: dict[PodKey, Pod] = {}
         self._placed: dict[PodKey, str] = {}
         self._marks: dict[PodKey, asyncio.Event] = {}
         self._group: asyncio.TaskGroup | None = None
         self._mentioned: set[str] = set()
+        self._answering: list[Responder] = []
 
     async def run(self) -> None:
         """Until cancelled."""
         outside = Responder(OUTSIDE, OUTSIDE, self.directory.outside_log)
         await outside.start(netns.path(self.lab.outside.netns), (("TCP", OUTSIDE_PORT), ("UDP", OUTSIDE_PORT)))
+        self._answering = await self._answer_on_nodes()
         for name in self.sandboxes.stray_namespaces():
             log.warning("network namespace %s belongs to no pod known here; deleting it", name)
             await asyncio.to_thread(netns.delete, name)
         async with asyncio.TaskGroup() as group:
             self._group = group
-            for node in self.lab.nodes:
-                group.create_task(agents.keep_running(self.directory, node), name=f"agent of {node.name}")
+            for router in self.lab.routers:
+                if router.daemon:
+                    group.create_task(daemons.keep_running(self.directory, router), name=f"daemon of {router.name}")
+            starts = asyncio.Semaphore(keeping.STARTS_PER_CORE * (os.cpu_count() or 1))
+            for program in self._programs():
+                group.create_task(keeping.keep_running(program, starts), name=program.name)
             group.create_task(self._follow_pods(), name="watch pods")
             group.create_task(self._look_again(), name="look again")
+
+    def _programs(self) -> Iterator[keeping.Program]:
+        """Of the nodes, and the cluster's."""
+        if self.lab.has_services:
+            yield controllers.program(self.directory, self.lab)
+        for node in self.lab.nodes:
+            if self.lab.blueprint.flannel is not None:
+                yield flanneld.program(self.directory, self.lab, node)
+            if self.lab.has_agents:
+                yield agents.program(self.directory, self.lab, node)
+            if self.lab.has_proxies:
+                yield proxies.program(self.directory, self.lab, node)
+
+    async def _answer_on_nodes(self) -> list[Responder]:
+        """Where plugins alone connect pods, whether a node and its pods reach each other is a question of its own."""
+        if not self.lab.blueprint.plugins_alone:
+            return []
+        answering = [Responder(node.name, node.name, self.directory.node_log(node.name)) for node in self.lab.nodes]
+        for responder, node in zip(answering, self.lab.nodes, strict=True):
+            for complaint in await responder.start(netns.path(node.netns), (("TCP", NODE_PORT), ("UDP", NODE_PORT))):
+                log.warning("%s: %s", node.name, complaint)
+        return answering
 
     # --- what should be ---------------------------------------------------------------------------------------------
 
@@ -137,14 +169,19 @@ class Kubelet:
         """One comparison of what should be and what is; in how many seconds to look again, if ever."""
         pod, sandbox = self._pods.get(key), self.sandboxes.load(key)
         if sandbox and not (sandbox.belongs_to(pod) and self.sandboxes.is_there(sandbox)):
+            self.readiness.stop(key)
             await self.workloads.stop(key)
             await self.sandboxes.detach(sandbox)
             sandbox = None
         if pod is None:
             self._placed.pop(key, None)
             self.sandboxes.forget(key)
+            self.readiness.forget(key)
             return None
-        if pod.finished or pod.metadata.deletion_timestamp is not None:
+        if pod.finished:
+            return None
+        if pod.metadata.deletion_timestamp is not None:
+            await self._report(pod, None, Condition(pod.status.phase, "it is to be deleted: nothing of it runs"))
             return None
         if not pod.spec.node_name:
             return await self._schedule(pod)
@@ -177,8 +214,10 @@ class Kubelet:
         return {node.name for node in self.lab.nodes}
 
     def _choose(self, pod: Pod, nodes: dict[str, dict[str, str]]) -> str | None:
-        """Without a pause between counting and choosing: pods that come together see each other."""
-        where = {key: self._placed.get(key, "") or other.spec.node_name for key, other in self._pods.items()}
+        """Without a pause between counting and choosing: pods that come together see each other. The cluster's own
+        have their places, and hardly any work."""
+        theirs = {key: other for key, other in self._pods.items() if key[0] != dns.NAMESPACE}
+        where = {key: self._placed.get(key, "") or other.spec.node_name for key, other in theirs.items()}
         node = place(pod, nodes, Counter(name for key, name in where.items() if name and key != key_of(pod)))
         if node:
             self._placed[key_of(pod)] = node
@@ -201,23 +240,27 @@ class Kubelet:
                 latest = await self.store.get(Pod, pod.name, pod.namespace)
                 if latest.metadata.uid != pod.metadata.uid:
                     return
-                status = self._status(latest.status, pod, sandbox, condition)
+                status = self._status(latest, sandbox, condition)
                 if status == latest.status:
                     return
                 with contextlib.suppress(Conflict):
                     await self.store.update(msgspec.structs.replace(latest, status=status))
                     return
 
-    def _status(self, old: PodStatus, pod: Pod, sandbox: Sandbox | None, condition: Condition) -> PodStatus:
+    def _status(self, pod: Pod, sandbox: Sandbox | None, condition: Condition) -> PodStatus:
+        late = {one.name: "not running" for one in pod.spec.containers}
+        if sandbox is not None:
+            late = self.readiness.late(pod, sandbox.container_id, condition.running)
         ips = sandbox.ips if sandbox else ()
         known = pod.spec.node_name in self._node_names
         return msgspec.structs.replace(
-            old,
+            pod.status,
             phase=condition.phase,
             message=condition.message,
             pod_ip=ips[0] if ips else "",
             pod_ips=tuple(PodIP(ip=ip) for ip in ips),
             host_ip=str(self.lab.node(pod.spec.node_name).ipv4.ip) if known else "",
+            conditions=conditions(pod, condition.phase, late, datetime.now(UTC)),
         )
 
     def _mention(self, pod: Pod) -> None:

@@ -17,12 +17,17 @@ def check_root() -> None:
         raise NotSupported("a lab is network namespaces, which only root may make and enter: try again with sudo")
 
 
-def check_machine() -> None:
-    """Raises NotSupported, in one line, where no lab can be."""
+OF_AGENTS = ("bird", "birdc", "nft")
+"""Those of them that agents need."""
+
+
+def check_machine(agents: bool = True) -> None:
+    """Raises NotSupported, in one line, where no lab can be, or none with agents."""
     check_root()
     # Not every PATH has the places where Debian keeps these.
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-    missing = {name: package for name, package in PROGRAMS.items() if shutil.which(name, path=path) is None}
+    wanted = {name: package for name, package in PROGRAMS.items() if agents or name not in OF_AGENTS}
+    missing = {name: package for name, package in wanted.items() if shutil.which(name, path=path) is None}
     if missing:
         packages = " ".join(sorted(set(missing.values())))
         raise NotSupported(f"a lab needs {', '.join(missing)}: apt-get install {packages}")

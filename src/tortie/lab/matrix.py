@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -38,6 +38,11 @@ _LOOKS = {
 }
 _SELF = ("·", "dim")
 _DISAGREES = "!"
+_BOTH = {"policy": "packets and policy", "network": "packets and configuration"}
+_SAYINGS = {
+    "policy": ("policy denies", "policy allows"),
+    "network": ("such a network has no way", "such a network has a way"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +73,16 @@ class Result:
 class Matrix:
     """Every source against every destination; of `results` only pairs of different names are there.
 
-    `rejecting` says that a policy's denial refuses connections instead of dropping their packets.
+    `rejecting` says that a policy's denial refuses connections instead of dropping their packets. `judge` is who says
+    what should be; `notes` are lines for below the table.
     """
 
     title: str
     names: tuple[str, ...]
     results: Mapping[Pair, Result]
     rejecting: bool = False
+    judge: Literal["policy", "network"] = "policy"
+    notes: tuple[str, ...] = ()
 
     def agrees(self, pair: Pair, allowed: bool) -> bool:
         return self.results[pair].agrees(allowed, self.rejecting)
@@ -121,13 +129,14 @@ def render(matrix: Matrix, expected: Mapping[Pair, bool] | None = None, width: i
     for heading in columns:
         table.add_column(heading, justify="center", no_wrap=True)
     for i, source in enumerate(matrix.names):
-        if i and source.partition("/")[0] != matrix.names[i - 1].partition("/")[0]:
+        if i and source.rpartition("/")[0] != matrix.names[i - 1].rpartition("/")[0]:
             table.add_section()
         table.add_row(rows[i], *(_cell(matrix, (source, to), wrong) for to in matrix.names))
     lines: list[RenderableType] = [Text(matrix.title, "bold"), table, _legend(matrix, wrong)]
     lines += [_disagreement(matrix, pair) for pair in matrix.results if pair in wrong]
     if expected and not wrong and (compared := _compared(matrix, expected)):
-        lines.append(Text(f"packets and policy agree on all {compared} pairs compared", "green"))
+        lines.append(Text(f"{_BOTH[matrix.judge]} agree on all {compared} pairs compared", "green"))
+    lines += [Text(note, "yellow") for note in matrix.notes]
     return Group(*lines)
 
 
@@ -168,7 +177,8 @@ def to_document(matrix: Matrix, expected: Mapping[Pair, bool] | None = None) -> 
         if expected and pair in expected:
             entry |= {"expected": expected[pair], "agrees": matrix.agrees(pair, expected[pair])}
         entries.append(entry)
-    return {"title": matrix.title, "names": list(matrix.names), "pairs": entries}
+    notes = {"notes": list(matrix.notes)} if matrix.notes else {}
+    return {"title": matrix.title, "names": list(matrix.names), "pairs": entries, **notes}
 
 
 def _headings(names: tuple[str, ...], width: int) -> tuple[list[str], list[str], int]:
@@ -198,14 +208,15 @@ def _legend(matrix: Matrix, wrong: set[Pair]) -> Text:
         Text.assemble((mark, style), " ", words) for kind, (mark, style, words) in _LOOKS.items() if kind in present
     ]
     if wrong:
-        parts.append(Text.assemble((_DISAGREES, "reverse"), " packets and policy disagree"))
+        parts.append(Text.assemble((_DISAGREES, "reverse"), f" {_BOTH[matrix.judge]} disagree"))
     return Text("   ").join(parts)
 
 
 def _disagreement(matrix: Matrix, pair: Pair) -> Text:
     result = matrix.results[pair]
-    policy = "denies" if result.agrees(allowed=True, rejecting=matrix.rejecting) else "allows"
-    return Text(f"{pair[0]} to {pair[1]}: policy {policy}, the packets say {result}", "bold red")
+    denies, allows = _SAYINGS[matrix.judge]
+    said = denies if result.agrees(allowed=True, rejecting=matrix.rejecting) else allows
+    return Text(f"{pair[0]} to {pair[1]}: {said}, the packets say {result}", "bold red")
 
 
 def _compared(matrix: Matrix, expected: Mapping[Pair, bool]) -> int:

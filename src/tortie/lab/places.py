@@ -1,4 +1,4 @@
-"""Places in a lab as people write them: `red/web`, `web` (of namespace default), `node:node1`, `outside`."""
+"""Places in a lab as people write them: `red/web`, `web` (of default), `node:node1`, `router:a`, `outside`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tortie.model.k8s import Pod
 from tortie.model.store import Store
 from tortie.store import open_store
 
-KUBELET = "kubelet"
-_NODE = "node:"
+KUBELET, CONTROLLERS = "kubelet", "controllers"
+_NODE, _ROUTER, _FLANNELD, _PROXY = "node:", "router:", "flanneld:", "proxy:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,8 @@ class Place:
 
     netns_path: str
     hostname: str
+    resolv_conf: str = ""
+    """What is /etc/resolv.conf there; "" for the machine's own."""
 
 
 async def find(directory: LabDirectory, where: str) -> Place:
@@ -35,24 +37,48 @@ async def find(directory: LabDirectory, where: str) -> Place:
     if where.startswith(_NODE):
         node = lab.node(where.removeprefix(_NODE))
         return Place(netns.path(node.netns), node.name)
+    if where.startswith(_ROUTER):
+        router = lab.router(where.removeprefix(_ROUTER))
+        return Place(netns.path(router.netns), router.name)
     namespace, name = pod_key(where)
     async with opened(directory) as store:
         pod = await store.get(Pod, name, namespace)
     if pod.status.phase != "Running":
         why = f": {pod.status.message}" if pod.status.message else ""
         raise NotFound(f"Pod {namespace}/{name} does not run, it is {pod.status.phase or 'Pending'}{why}")
-    return Place(netns.path(netns_of(lab, pod)), pod.name)
+    file = directory.pod_resolv_conf(namespace, name)
+    return Place(netns.path(netns_of(lab, pod)), pod.name, str(file) if file.exists() else "")
 
 
 def log_of(directory: LabDirectory, where: str) -> Path:
-    """The log of a place, whether it exists or not; also of the `kubelet`."""
+    """The log of a place, whether it exists or not; also of the `kubelet` and the `controllers`."""
     lab = directory.read()
     if where == OUTSIDE:
         return directory.outside_log
     if where == KUBELET:
         return directory.kubelet_log
+    if where == CONTROLLERS:
+        if not lab.has_services:
+            raise ConfigError(f'lab "{lab.name}" has no controllers: CNI plugins alone connect its pods')
+        return directory.controllers_log
     if where.startswith(_NODE):
-        return directory.agent_log(lab.node(where.removeprefix(_NODE)).name)
+        node = lab.node(where.removeprefix(_NODE)).name
+        return directory.agent_log(node) if lab.has_agents else directory.node_log(node)
+    if where.startswith(_FLANNELD):
+        node = lab.node(where.removeprefix(_FLANNELD)).name
+        if lab.blueprint.flannel is None:
+            raise ConfigError(f'lab "{lab.name}" has no flanneld: tortie lab up --cni flannel makes one that has')
+        return directory.flanneld_log(node)
+    if where.startswith(_PROXY):
+        node = lab.node(where.removeprefix(_PROXY)).name
+        if not lab.has_proxies:
+            raise ConfigError(f'lab "{lab.name}" has no proxies: its agents serve services, if somebody does')
+        return directory.proxy_log(node)
+    if where.startswith(_ROUTER):
+        router = lab.router(where.removeprefix(_ROUTER))
+        if not router.daemon:
+            raise ConfigError(f"{router.name} is a plain router: nothing runs there that would have a log")
+        return directory.router_log(router.name)
     return directory.pod_log(*pod_key(where))
 
 
@@ -60,7 +86,7 @@ def pod_key(where: str) -> tuple[str, str]:
     """Namespace and name of a pod. Raises ConfigError."""
     namespace, _, pod = where.rpartition("/")
     if not pod or "/" in namespace or ":" in where:
-        raise ConfigError(f'"{where}" is not a pod such as red/web, nor node:node1, nor outside')
+        raise ConfigError(f'"{where}" is not a pod such as red/web, nor node:node1, router:NAME or outside')
     return namespace or "default", pod
 
 

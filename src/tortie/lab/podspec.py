@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from msgspec import UNSET
 
@@ -20,11 +21,11 @@ DEFAULT_PORTS = (("TCP", 80), ("UDP", 80))
 
 _REFERENCE = re.compile(r"\$(\$|\(([-._a-zA-Z][-._a-zA-Z0-9]*)\))")
 _POD_FIELDS = (
-    "affinity", "dns_config", "ephemeral_containers", "host_aliases", "host_ipc", "host_pid", "security_context",
+    "affinity", "ephemeral_containers", "host_aliases", "host_ipc", "host_pid", "security_context",
     "share_process_namespace", "topology_spread_constraints", "volumes",
 )  # fmt: skip
 _CONTAINER_FIELDS = (
-    "env_from", "lifecycle", "liveness_probe", "readiness_probe", "resources", "security_context", "startup_probe",
+    "env_from", "lifecycle", "liveness_probe", "resources", "security_context", "startup_probe",
 )  # fmt: skip
 
 
@@ -36,6 +37,14 @@ class Program:
     argv: tuple[str, ...]
     env: Mapping[str, str]
     cwd: str
+
+
+def first_pod(number: int) -> dict[str, Any]:
+    """A pod on the node with that number, which a lab has from the beginning, as a DaemonSet has them."""
+    container = {"name": "main", "image": "nginx"}
+    metadata = {"name": f"pod{number}", "namespace": "default"}
+    spec = {"nodeName": f"node{number}", "containers": [container]}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
 def key_of(pod: Pod) -> PodKey:

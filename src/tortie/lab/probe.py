@@ -56,15 +56,21 @@ class Endpoint:
 
 
 async def measure(
-    endpoints: Sequence[Endpoint], protocol: Protocol = "tcp", version: int = 4, port: int | None = None
+    endpoints: Sequence[Endpoint],
+    protocol: Protocol = "tcp",
+    version: int = 4,
+    port: int | None = None,
+    seconds: float = TIMEOUT,
 ) -> Matrix:
-    """Probes every pair of those that have an address of the family. Raises ConfigError when there are not two."""
+    """Probes every pair of those that have an address of the family, each for so long. Raises ConfigError when there
+    are not two."""
     named = [endpoint for endpoint in endpoints if endpoint.address(version)]
     if len(named) < 2:
         raise ConfigError(f"there are {len(named)} running pods with an IPv{version} address; a matrix takes two")
     places = asyncio.Semaphore(PARALLEL)
     pairs = [(source, to) for source in named for to in named if source is not to]
-    results = await asyncio.gather(*(_probe(source, to, protocol, version, port, places) for source, to in pairs))
+    probes = (_probe(source, to, protocol, version, port, places, seconds) for source, to in pairs)
+    results = await asyncio.gather(*probes)
     what = f"{'ICMP echo' if protocol == 'icmp' else protocol.upper()} over IPv{version}"
     if protocol != "icmp":
         what += f", port {port}" if port is not None else ", each pod's first port"
@@ -82,7 +88,13 @@ async def probe(
 
 
 async def _probe(
-    source: Endpoint, to: Endpoint, protocol: Protocol, version: int, port: int | None, places: asyncio.Semaphore
+    source: Endpoint,
+    to: Endpoint,
+    protocol: Protocol,
+    version: int,
+    port: int | None,
+    places: asyncio.Semaphore,
+    seconds: float = TIMEOUT,
 ) -> Result:
     async with places:
         try:
@@ -91,7 +103,7 @@ async def _probe(
             return Result(Outcome.FAILED, str(error))
         with sock:
             try:
-                async with asyncio.timeout(TIMEOUT):
+                async with asyncio.timeout(seconds):
                     target = (to.address(version), 0 if protocol == "icmp" else to.port(protocol, port))
                     if protocol == "icmp":
                         return await _echo(sock, target, version)

@@ -21,11 +21,16 @@ from tortie.kernel import netns
 # proc_pid_stat(5), counted from the third field, which is the first after the name
 _STATE, _START_TIME = 3 - 3, 22 - 3
 
-# $0 is the pid file, $1 the host name or "" to keep the machine's own, the rest is what to become.
+# $0 is the pid file; the rest is what IN_PLACE takes.
 _BECOME = """
 read -r stat </proc/$$/stat && echo "$stat" >"$0"
+"""
+# $1 is the host name or "" to keep the machine's own, $2 what is to be /etc/resolv.conf or "" for the machine's, the
+# rest is what to become.
+IN_PLACE = """
 [ -z "$1" ] || echo "$1" >/proc/sys/kernel/hostname
-shift
+[ -z "$2" ] || mount --bind "$2" /etc/resolv.conf
+shift 2
 exec "$@"
 """
 
@@ -107,21 +112,22 @@ def spawn(
     *,
     netns_path: str = "",
     hostname: str = "",
+    resolv_conf: str = "",
     cwd: str = "",
     env: Mapping[str, str] = {},
     detached: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Starts a program in a session of its own with its output appended to `log`, in the namespace if one is given.
 
-    `env` is added to this process's own. `hostname` gives it a UTS namespace with that name. A program that does not
+    `env` is added to this process's own. `hostname` gives it a UTS namespace with that name,
+    `resolv_conf` a mount namespace in which that file is /etc/resolv.conf. A program that does not
     exist says so in its log and ends with 127, as in a shell. `detached` makes it nobody's child; the value returned is
     then of no use.
     """
     pid_file.parent.mkdir(parents=True, exist_ok=True)
     log.parent.mkdir(parents=True, exist_ok=True)
-    become = ["sh", "-c", _BECOME, str(pid_file), hostname, *argv]
-    if hostname:
-        become = ["unshare", "--uts", *become]
+    become = ["sh", "-c", _BECOME + IN_PLACE, str(pid_file), hostname, resolv_conf, *argv]
+    become = [*apart(hostname, resolv_conf), *become]
     if detached:
         become = ["setsid", "--fork", *become]
     with log.open("ab") as output, netns.entered(netns_path) if netns_path else contextlib.nullcontext():
@@ -138,6 +144,15 @@ def spawn(
     if detached:
         started.wait()
     return started
+
+
+def apart(hostname: str, resolv_conf: str) -> list[str]:
+    """How to begin where IN_PLACE changes nothing of the machine's. What is mounted or goes outside does so inside,
+    too: a network namespace that is deleted must not live on there."""
+    if not hostname and not resolv_conf:
+        return []
+    mounts = ["--mount", "--propagation", "slave"] if resolv_conf else []
+    return ["unshare", *(["--uts"] if hostname else []), *mounts]
 
 
 def inside(names: Iterable[str]) -> list[Process]:

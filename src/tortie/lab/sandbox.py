@@ -12,16 +12,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 
 import msgspec
 
-from tortie.cni.conflist import load_conflist
-from tortie.cni.runtime import Runtime
-from tortie.cni.spec import CniError
+from tortie.cni.result import Result
+from tortie.cni.spec import DEFAULT_VERSION, CniError
 from tortie.kernel import netns
 from tortie.lab import network, processes
+from tortie.lab.node_cni import node_cni
 from tortie.lab.podspec import PodKey, cni_args, container_id
 from tortie.lab.state import LabDirectory, write_whole
 from tortie.lab.topology import Topology
@@ -74,8 +74,7 @@ class Sandboxes:
     def __init__(self, directory: LabDirectory, lab: Topology) -> None:
         self.directory = directory
         self.lab = lab
-        self._conflist = load_conflist(directory.conflist)
-        self._runtimes = {node.name: _runtime(directory, node.name, node.netns) for node in lab.nodes}
+        self._nodes = {node.name: node_cni(directory, lab, node) for node in lab.nodes}
         self._calls = asyncio.Semaphore(PARALLEL_CALLS)
 
     def load(self, key: PodKey) -> Sandbox | None:
@@ -96,7 +95,7 @@ class Sandboxes:
                 yield msgspec.json.decode(path.read_bytes(), type=Sandbox)
 
     async def attach(self, pod: Pod) -> Sandbox:
-        """A namespace for the pod, connected by CNI. Raises CniError; after that `attach` may be called again."""
+        """A namespace for the pod, connected. Raises CniError, KernelError; `attach` may be called again then."""
         node = self.lab.node(pod.spec.node_name)
         host_network = pod.spec.host_network
         sandbox = Sandbox(
@@ -116,14 +115,12 @@ class Sandboxes:
         async with self._calls:
             await asyncio.to_thread(network.make_pod_namespace, sandbox.netns)
             try:
-                result = await self._runtimes[node.name].add(
-                    self._conflist, sandbox.container_id, sandbox.netns_path, args=_args(sandbox)
-                )
-            except CniError:
+                result = await self._add_call(sandbox)
+            except (CniError, OSError):
                 with suppress(CniError):  # the next ADD, or the pod's end, says DEL again
                     await self._delete_call(sandbox)
                 raise
-        ips = tuple(str(address["address"]).partition("/")[0] for address in result.get("ips", ()))
+        ips = tuple(address.address.partition("/")[0] for address in result.ips)
         sandbox = msgspec.structs.replace(sandbox, attached=True, ips=ips)
         self._save(sandbox)
         return sandbox
@@ -149,14 +146,21 @@ class Sandboxes:
     def stray_namespaces(self) -> list[str]:
         """Pods' namespaces of which there is no record."""
         recorded = {sandbox.netns for sandbox in self.known()}
-        own = {self.lab.fabric, *(host.netns for host in self.lab.hosts)}
+        own = set(self.lab.namespaces)
         return [name for name in network.namespaces(self.lab.name) if name not in recorded | own]
+
+    async def _add_call(self, sandbox: Sandbox) -> Result:
+        cni = self._nodes[sandbox.node]
+        document = await cni.runtime.add(cni.conflist, sandbox.container_id, sandbox.netns_path, args=_args(sandbox))
+        result = Result.load(document, cni.conflist.version or DEFAULT_VERSION)
+        await asyncio.to_thread(cni.finish, sandbox.netns_path, result)
+        return result
 
     async def _delete_call(self, sandbox: Sandbox) -> None:
         # Of a namespace that is gone the plugin is told nothing, as the specification wants.
         path = sandbox.netns_path if sandbox.netns in netns.list_names() else ""
-        runtime = self._runtimes[sandbox.node]
-        await runtime.delete(self._conflist, sandbox.container_id, path, args=_args(sandbox))
+        cni = self._nodes[sandbox.node]
+        await cni.runtime.delete(cni.conflist, sandbox.container_id, path, args=_args(sandbox))
 
     def _end_processes(self, sandbox: Sandbox) -> None:
         processes.end(lambda: processes.marked(POD_VARIABLE, sandbox.container_id), _POLITE_SECONDS)
@@ -167,29 +171,6 @@ class Sandboxes:
 
     def _save(self, sandbox: Sandbox) -> None:
         write_whole(self.directory.pod(*sandbox.key) / _RECORD, msgspec.json.encode(sandbox).decode() + "\n")
-
-
-def conflist_document(extra: Mapping[str, object] | None = None) -> dict[str, object]:
-    """The CNI network of a lab's pods, as an operator would write it. `extra` goes into the plugin's configuration."""
-    plugin = {
-        "type": "calico",
-        "log_level": "info",
-        "ipam": {"type": "calico-ipam", "assign_ipv4": "true", "assign_ipv6": "true"},
-        "policy": {"type": "k8s"},
-        "kubernetes": {},
-    }
-    return {"cniVersion": "1.0.0", "name": "k8s-pod-network", "plugins": [plugin | dict(extra or {})]}
-
-
-def _runtime(directory: LabDirectory, node: str, node_netns: str) -> Runtime:
-    """CNI as the container runtime of that node does it: plugins run in the node's network namespace."""
-    return Runtime(
-        [str(directory.bin)],
-        directory.node(node) / "cni",
-        {"TORTIE_AGENT_SOCKET": str(directory.agent_socket(node))},
-        ["nsenter", f"--net={netns.path(node_netns)}"],
-        timeout=60,
-    )
 
 
 def _args(sandbox: Sandbox) -> dict[str, str]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
-from tortie.lab import processes
+from tortie.lab import dns, processes
 from tortie.lab.podspec import PodKey, Program, answered_ports, programs
+from tortie.lab.probing import Inside
 from tortie.lab.responder import Responder
 from tortie.lab.sandbox import POD_VARIABLE, Sandbox
-from tortie.lab.state import LabDirectory
+from tortie.lab.state import LabDirectory, write_whole
 from tortie.model.k8s import Pod
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds before a program is started again, doubled each time it ends young
@@ -31,6 +32,7 @@ class _Run:
     """A program as far as this kubelet knows it."""
 
     watch: asyncio.Task[None] | None = None
+    pid: int = 0
     code: int | None = None
     began: float = 0.0
     pause: float = FIRST_PAUSE / 2
@@ -39,11 +41,13 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """How a pod's containers are. `look_again` is in how many seconds there will be something to do, or None."""
+    """How a pod's containers are. `look_again` is in how many seconds there will be something to do, or None; `running`
+    are the containers that run, and where each is found."""
 
     phase: str
     message: str = ""
     look_again: float | None = None
+    running: Mapping[str, Inside] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -57,7 +61,9 @@ class _Pod:
 class Workloads:
     """The pods' contents. `changed` is called with a pod's key when one of its programs ended."""
 
-    def __init__(self, directory: LabDirectory, changed: Callable[[PodKey], None]) -> None:
+    def __init__(self, directory: LabDirectory, changed: Callable[[PodKey], None], *, named: bool = False) -> None:
+        """`named`: the cluster has a name server, and pods ask it."""
+        self._named = named
         self._directory = directory
         self._changed = changed
         self._pods: dict[PodKey, _Pod] = {}
@@ -68,6 +74,8 @@ class Workloads:
         if known is None or known.container_id != sandbox.container_id:
             await self.stop(sandbox.key)
             known = self._pods[sandbox.key] = _Pod(sandbox.container_id)
+            if self._named:
+                self._resolve(pod, sandbox)
         ports = answered_ports(pod)
         if ports and known.responder is None:
             known.responder = Responder(
@@ -81,7 +89,32 @@ class Workloads:
             code, wait = await self._ensure_program(pod, sandbox, program, run)
             codes.append(code)
             waits += [wait] if wait is not None else []
-        return _condition(codes, known, min(waits, default=None))
+        found = _condition(codes, known, min(waits, default=None))
+        return replace(found, running=dict(self._running(pod, sandbox, known)))
+
+    def _resolve(self, pod: Pod, sandbox: Sandbox) -> None:
+        """Whom the pod's programs ask for names, in a file; none where it is the machine's own."""
+        machine = dns.RESOLV_CONF.read_text(errors="replace") if dns.RESOLV_CONF.exists() else ""
+        found, complaint = dns.resolving(pod, sandbox.ips, machine)
+        if complaint:
+            log.warning("pod %s/%s: %s", pod.namespace, pod.name, complaint)
+        file = self._directory.pod_resolv_conf(*sandbox.key)
+        if found is None:
+            file.unlink(missing_ok=True)
+        else:
+            write_whole(file, str(found))
+
+    def _running(self, pod: Pod, sandbox: Sandbox, known: _Pod) -> Iterator[tuple[str, Inside]]:
+        """Containers that run: programs, and those in whose place the lab answers."""
+        told = {program.container: program for program in programs(pod)}
+        at = Inside(sandbox.netns_path, next(iter(sandbox.ips), ""), env={POD_VARIABLE: sandbox.container_id})
+        for container in pod.spec.containers:
+            program, run = told.get(container.name), known.runs.get(container.name)
+            if program is None:
+                if known.responder is not None:
+                    yield container.name, at
+            elif run is not None and run.watch is not None:
+                yield container.name, replace(at, pid=run.pid, cwd=program.cwd, env={**program.env, **at.env})
 
     async def stop(self, key: PodKey) -> None:
         """Nothing is answered or restarted any more. Programs that run are left to whoever ends the sandbox."""
@@ -103,6 +136,7 @@ class Workloads:
         file = self._directory.pod_pid(*sandbox.key, program.container)
         running = processes.read_pid(file)
         if running:  # started by a kubelet before this one
+            run.pid = running.pid
             run.watch = asyncio.create_task(
                 self._watch_adopted(sandbox.key, run, running), name=f"watch {file.parent.name}"
             )
@@ -130,6 +164,7 @@ class Workloads:
 
     async def _start(self, sandbox: Sandbox, program: Program, run: _Run) -> None:
         run.code, run.again_at, run.began = None, 0.0, time.monotonic()
+        file = self._directory.pod_resolv_conf(*sandbox.key)
         child = await asyncio.to_thread(
             processes.spawn,
             program.argv,
@@ -137,9 +172,12 @@ class Workloads:
             self._directory.pod_log(*sandbox.key),
             netns_path=sandbox.netns_path,
             hostname="" if sandbox.host_network else sandbox.name,
+            resolv_conf=str(file) if file.exists() else "",
             cwd=program.cwd,
             env={**program.env, POD_VARIABLE: sandbox.container_id},
         )
+
+        run.pid = child.pid
 
         async def watch() -> None:
             running = processes.process(child.pid)
