@@ -7,11 +7,29 @@ from typing import Any
 
 from tortie.base.errors import ConfigError
 from tortie.model.bgp import DEFAULT_AS, BGPConfiguration, BGPPeer
+from tortie.model.bgpfilter import BGPFilter
+from tortie.model.clusterpolicy import ClusterNetworkPolicy
+from tortie.model.controllers import KubeControllersConfiguration
+from tortie.model.hostendpoint import HostEndpoint
 from tortie.model.ipam import BlockAffinity, IPAMBlock, IPAMConfig, IPAMHandle, IPPool, IPReservation
-from tortie.model.k8s import K8sNetworkPolicy, K8sNode, LabelSelector, Namespace, Pod, ServiceAccount
+from tortie.model.k8s import (
+    K8sNetworkPolicy,
+    K8sNode,
+    LabelSelector,
+    Namespace,
+    Pod,
+    ServiceAccount,
+    VirtualMachine,
+    VirtualMachineInstance,
+)
+from tortie.model.lease import Lease
 from tortie.model.meta import Resource
 from tortie.model.node import ClusterInformation, FelixConfiguration, Node
+from tortie.model.nodestatus import CalicoNodeStatus
 from tortie.model.policy import GlobalNetworkPolicy, GlobalNetworkSet, NetworkPolicy, NetworkSet, Profile, Tier
+from tortie.model.secret import Secret
+from tortie.model.service import EndpointSlice, Service
+from tortie.model.staged import StagedGlobalNetworkPolicy, StagedKubernetesNetworkPolicy, StagedNetworkPolicy
 from tortie.model.workload import WorkloadEndpoint, interface_name
 
 Cell = Callable[[Any], object]
@@ -33,7 +51,7 @@ def columns(kind: type[Resource], wide: bool = False, cluster_as: int | str = DE
 
 def chosen(kind: type[Resource], headings: Iterable[str], cluster_as: int | str = DEFAULT_AS) -> Columns:
     """The columns that custom-columns names. Raises ConfigError for one that the kind does not have."""
-    known = {**columns(kind, False, cluster_as), **columns(kind, True, cluster_as)}
+    known = {**columns(kind, False, cluster_as), **columns(kind, True, cluster_as), **_ONLY_BY_NAME.get(kind, {})}
     picked: Columns = {}
     for heading in headings:
         if heading not in known:
@@ -129,6 +147,37 @@ def _labels_applied(profile: Profile) -> str:
     return ",".join(f"{key}={value}" for key, value in sorted(profile.spec.labels_to_apply.items()))
 
 
+def _external_ips(service: Service) -> str:
+    spec = service.spec
+    status = service.status if isinstance(service.status, dict) else {}
+    given = (status.get("loadBalancer") or {}).get("ingress") or ()
+    balanced = [str(entry.get("ip") or entry.get("hostname")) for entry in given if isinstance(entry, dict)]
+    found = [spec.external_name] if spec.external_name else [*balanced, *spec.external_ips]
+    return ",".join(found) or ("<pending>" if spec.type == "LoadBalancer" else "<none>")
+
+
+def _service_ports(service: Service) -> str:
+    ports = service.spec.ports
+    texts = (f"{p.port}:{p.node_port}/{p.protocol}" if p.node_port else f"{p.port}/{p.protocol}" for p in ports)
+    return ",".join(texts) or "<none>"
+
+
+def _equal_labels(service: Service) -> str:
+    return ",".join(f"{key}={value}" for key, value in sorted(service.spec.selector.items())) or "<none>"
+
+
+def _slice_ports(slice_: EndpointSlice) -> str:
+    return ",".join("*" if port.port is None else str(port.port) for port in slice_.ports) or "<unset>"
+
+
+def _slice_addresses(slice_: EndpointSlice) -> str:
+    return ",".join(address for endpoint in slice_.endpoints for address in endpoint.addresses) or "<unset>"
+
+
+def _staged_action(policy: Any) -> str:
+    return policy.spec.staged_action or "Set"
+
+
 def _spec(name: str) -> Cell:
     return lambda resource: getattr(resource.spec, name)
 
@@ -145,6 +194,13 @@ _COLUMNS: dict[type[Resource], tuple[Columns, Columns]] = {
         "MESHENABLED": lambda config: _or_dash(config.spec.node_to_node_mesh_enabled),
         "ASNUMBER": lambda config: _or_dash(config.spec.as_number),
     }, {}),
+    BGPFilter: ({
+        **_NAME,
+        "NUMEXPORTV4": lambda one: len(one.spec.export_v4),
+        "NUMIMPORTV4": lambda one: len(one.spec.import_v4),
+        "NUMEXPORTV6": lambda one: len(one.spec.export_v6),
+        "NUMIMPORTV6": lambda one: len(one.spec.import_v6),
+    }, {}),
     BGPPeer: ({
         **_NAME,
         "PEERIP": _spec("peer_ip"),
@@ -159,8 +215,11 @@ _COLUMNS: dict[type[Resource], tuple[Columns, Columns]] = {
         "DATASTOREREADY": _spec("datastore_ready"),
     }, {}),
     FelixConfiguration: (_NAME, {}),
+    KubeControllersConfiguration: (_NAME, {}),
     GlobalNetworkPolicy: (_POLICY, _ORDERED),
     NetworkPolicy: (_POLICY, _ORDERED),
+    StagedGlobalNetworkPolicy: (_POLICY, _ORDERED),
+    StagedNetworkPolicy: (_POLICY, _ORDERED),
     GlobalNetworkSet: (_NAME, _NETS),
     NetworkSet: (_NAME, _NETS),
     IPAMConfig: ({
@@ -188,18 +247,26 @@ _COLUMNS: dict[type[Resource], tuple[Columns, Columns]] = {
     Profile: (_NAME, {"LABELS": _labels_applied}),
     Tier: ({**_NAME, "ORDER": _spec("order")}, {}),
     WorkloadEndpoint: ({
-        "WORKLOAD": lambda endpoint: endpoint.spec.workload or endpoint.spec.pod,
+        "WORKLOAD": lambda endpoint: endpoint.spec.workload or endpoint.spec.pod or endpoint.spec.container_id[:12],
         "NODE": _spec("node"),
         "NETWORKS": _spec("ip_networks"),
         "INTERFACE": _spec("interface_name"),
     }, {
         **_NAME,
-        "WORKLOAD": lambda endpoint: endpoint.spec.workload or endpoint.spec.pod,
+        "WORKLOAD": lambda endpoint: endpoint.spec.workload or endpoint.spec.pod or endpoint.spec.container_id[:12],
         "NODE": _spec("node"),
         "NETWORKS": _spec("ip_networks"),
         "INTERFACE": _spec("interface_name"),
         "PROFILES": _spec("profiles"),
         "NATS": lambda endpoint: [nat.external_ip for nat in endpoint.spec.ip_nats],
+    }),
+    CalicoNodeStatus: ({**_NAME, "NODE": _spec("node")}, {"CLASSES": _spec("classes")}),
+    HostEndpoint: ({**_NAME, "NODE": _spec("node")}, {
+        **_NAME,
+        "NODE": _spec("node"),
+        "INTERFACE": _spec("interface_name"),
+        "IPS": _spec("expected_ips"),
+        "PROFILES": _spec("profiles"),
     }),
     IPAMBlock: ({
         **_NAME,
@@ -213,6 +280,7 @@ _COLUMNS: dict[type[Resource], tuple[Columns, Columns]] = {
     }),
     Namespace: ({**_NAME, "STATUS": _phase}, {}),
     ServiceAccount: (_NAME, {}),
+    Secret: ({**_NAME, "TYPE": lambda secret: secret.type, "DATA": lambda secret: len(secret.data)}, {}),
     K8sNode: ({**_NAME, "PODCIDR": _spec("pod_cidr")}, {}),
     Pod: ({
         **_NAME,
@@ -227,8 +295,39 @@ _COLUMNS: dict[type[Resource], tuple[Columns, Columns]] = {
         "SERVICEACCOUNT": lambda pod: pod.service_account,
         "INTERFACE": _pod_interface,
     }),
+    VirtualMachine: (_NAME, {}),
+    VirtualMachineInstance: ({**_NAME, "NODE": lambda instance: instance.node}, {}),
     K8sNetworkPolicy: ({**_NAME, "POD-SELECTOR": lambda policy: _label_selector(policy.spec.pod_selector)}, {
         "TYPES": _spec("policy_types"),
     }),
+    StagedKubernetesNetworkPolicy: (_NAME, {
+        "PODSELECTOR": lambda policy: _label_selector(policy.spec.pod_selector),
+    }),
+    ClusterNetworkPolicy: ({**_NAME, "TIER": _spec("tier"), "PRIORITY": _spec("priority")}, {}),
+    Service: ({
+        **_NAME,
+        "TYPE": _spec("type"),
+        "CLUSTER-IP": lambda service: service.spec.cluster_ip or "<none>",
+        "EXTERNAL-IP": _external_ips,
+        "PORT(S)": _service_ports,
+    }, {"SELECTOR": _equal_labels}),
+    EndpointSlice: ({
+        **_NAME,
+        "ADDRESSTYPE": lambda slice_: slice_.address_type,
+        "PORTS": _slice_ports,
+        "ENDPOINTS": _slice_addresses,
+    }, {"SERVICE": lambda slice_: slice_.service}),
+    Lease: ({**_NAME, "HOLDER": lambda lease: lease.spec.holder_identity or "<none>"}, {
+        "RENEWED": lambda lease: lease.spec.renew_time or "<never>",
+        "SECONDS": _spec("lease_duration_seconds"),
+        "TRANSITIONS": _spec("lease_transitions"),
+    }),
 }  # fmt: skip
 """Narrow, and what `-o wide` adds; where the wide ones say NAME they are all of them."""
+
+_ONLY_BY_NAME: dict[type[Resource], Columns] = {
+    StagedGlobalNetworkPolicy: {"ACTION": _staged_action},
+    StagedNetworkPolicy: {"ACTION": _staged_action},
+    StagedKubernetesNetworkPolicy: {"ACTION": _staged_action, "TYPES": _spec("policy_types")},
+}
+"""Those that custom-columns may name besides: calicoctl's wide tables do not have them."""

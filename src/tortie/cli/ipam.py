@@ -86,7 +86,12 @@ def show(
 def _held(held: Any) -> dict[str, Any]:
     if held is None:
         return {}
-    return {"handle": held.handle, "attributes": dict(held.attrs), "releasedAt": held.released_at}
+    return {
+        "handle": held.handle,
+        "attributes": dict(held.attrs),
+        "alternateOwner": dict(held.alternate),
+        "releasedAt": held.released_at,
+    }
 
 
 @app.command()
@@ -399,6 +404,26 @@ async def _split(store: Store, number: int, cidr: str, name: str) -> tuple[IPPoo
                 raise Exists(f"there is a pool {part.name} already, with {there.spec.cidr}") from None
     await store.delete(IPPool, pool.name, revision=pool.metadata.resource_version)
     return pool, new
+
+
+@app.command("migrate-host-local")
+def migrate_host_local(
+    node: Annotated[
+        str, typer.Option("--node", metavar="NAME", envvar="KUBERNETES_NODE_NAME", help="The node of this machine.")
+    ],
+    data_dir: Annotated[
+        Path, typer.Option("--data-dir", metavar="DIR", help="Where host-local keeps its addresses.")
+    ] = Path("/var/lib/cni/networks/k8s-pod-network"),
+    bin_dir: Annotated[
+        Path, typer.Option("--bin-dir", metavar="DIR", help="Where the executables calico and host-local are.")
+    ] = Path("/opt/cni/bin"),
+    datastore: Datastore = "",
+    lab: Lab = "",
+) -> None:
+    """Take over the addresses that host-local has given to this node's pods. Locks the datastore meanwhile."""
+    from tortie.cli.host_local import Places, migrate
+
+    asked(datastore, lab, lambda store: migrate(store, node, Places(data_dir, bin_dir), typer.echo))
 
 
 async def _survey(store: Store) -> Survey:

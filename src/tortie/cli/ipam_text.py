@@ -9,6 +9,7 @@ from typing import Any
 from tortie.base.addr import IP
 from tortie.ipam.allocation import Allocation
 from tortie.ipam.explain import Explanation
+from tortie.ipam.leak import held_ready
 from tortie.ipam.report import Report, Users
 from tortie.ipam.survey import Survey
 from tortie.ipam.usage import ORPHANS, BlockUsage, PoolUsage
@@ -56,15 +57,18 @@ def _cell(text: str, width: int) -> str:
     return text.rjust(width)
 
 
-def usage_table(pools: Iterable[PoolUsage], with_blocks: bool) -> str:
-    """How full pools are, and with `with_blocks` each block."""
+def usage_table(pools: Sequence[PoolUsage], with_blocks: bool) -> str:
+    """How full pools are, and with `with_blocks` each block; below the table, how many of the free ones nodes hold
+    ready."""
     rows: list[tuple[str, ...]] = []
     for pool in pools:
         kind, cidr = ("IP Pool", str(pool.net)) if pool.net is not None else ("IP Pool", ORPHANS)
         rows.append((kind, cidr, *_counts(pool)))
         if with_blocks:
             rows.extend(("Block", each.block.spec.cidr, *_counts(each)) for each in pool.blocks)
-    return boxed(USAGE, rows)
+    ready = sum(pool.ready for pool in pools)
+    note = f"{ready} of the free IPs are held ready by nodes for pods to come.\n" if ready else ""
+    return boxed(USAGE, rows) + note
 
 
 def _counts(of: PoolUsage | BlockUsage) -> tuple[str, ...]:
@@ -94,7 +98,7 @@ def usage_documents(pools: Iterable[PoolUsage]) -> list[dict[str, Any]]:
 
 
 def _numbers(of: PoolUsage | BlockUsage) -> dict[str, int]:
-    return {"total": of.capacity, "inUse": of.in_use, "reserved": of.reserved, "free": of.available}
+    return {"total": of.capacity, "inUse": of.in_use, "reserved": of.reserved, "free": of.available, "ready": of.ready}
 
 
 def borrowed_text(allocations: Sequence[Allocation]) -> str:
@@ -155,6 +159,8 @@ def address_text(ip: IP, held: Allocation | None) -> str:
     lines = [f"IP {ip} is in use", f"Handle ID: {held.handle or '<none>'}"]
     if held.attrs:
         lines += ["Attributes:", *(f"  {key}: {value}" for key, value in sorted(held.attrs.items()))]
+    if held.alternate:
+        lines += ["Alternate owner:", *(f"  {key}: {value}" for key, value in sorted(held.alternate.items()))]
     return "\n".join(lines) + "\n"
 
 
@@ -182,8 +188,12 @@ def check_lines(found: Report, show_all: bool, show_problems: bool) -> Iterator[
     yield from (f"  {cidr}" for cidr in pools)
     yield ""
     yield f"Found {len(survey.tunnels)} node tunnel IPs."
+    yield f"Found {sum('service' in each.attrs for each in survey.allocations)} service load balancer IPs."
     yield f"Found {len(survey.users)} workload IPs."
     yield f"Workloads and nodes are using {len({*survey.users, *survey.tunnels})} IPs."
+    ready = sum(held_ready(each, survey) for each in survey.allocations)
+    if ready:
+        yield f"Nodes hold {ready} IPs ready for pods to come."
     yield from _top_nodes(survey)
     yield ""
     yield from _problem_lines(found, show_all or show_problems)

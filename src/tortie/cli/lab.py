@@ -6,61 +6,168 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tortie.lab.topology import DEFAULT_NAME, DEFAULT_NODES, DEFAULT_POOL, DEFAULT_POOL6
+from tortie.cli import lab_link
+from tortie.cli.lab_link import Name, chosen
+from tortie.lab.defaults import CANAL, DEFAULT_NAME, DEFAULT_NODES, DEFAULT_POOL, DEFAULT_POOL6, FLANNEL
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tortie.lab.state import LabDirectory
+    from tortie.lab.topology import Topology
 
 app = typer.Typer(no_args_is_help=True, help="A whole cluster on this machine, in network namespaces.")
-
-Name = Annotated[
-    str, typer.Option("--name", envvar="TORTIE_LAB", help="The lab; may be left out where there is only one.")
-]
+app.add_typer(lab_link.app, name="link")
 
 _FOLLOW_SECONDS = 0.2
-_AS_HOST = 'echo "$0" >/proc/sys/kernel/hostname && exec "$@"'
 
 
 @app.command()
 def up(
-    nodes: Annotated[int, typer.Option(help="How many nodes.")] = DEFAULT_NODES,
+    nodes: Annotated[int | None, typer.Option(help="How many nodes.", show_default="3")] = None,
     name: Annotated[str, typer.Option(envvar="TORTIE_LAB", help="Several labs live side by side.")] = DEFAULT_NAME,
-    pool: Annotated[str, typer.Option(help="IPv4 addresses of the pods.")] = DEFAULT_POOL,
-    pool6: Annotated[str, typer.Option(help="IPv6 addresses of the pods.")] = DEFAULT_POOL6,
+    pool: Annotated[str, typer.Option(help="IPv4 addresses of the pods.", show_default=DEFAULT_POOL)] = "",
+    pool6: Annotated[str, typer.Option(help="IPv6 addresses of the pods.", show_default=DEFAULT_POOL6)] = "",
+    topology: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="Racks, routers and reflectors: mesh, rr, two-racks, cross-subnet.")
+    ] = "",
     netconf: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON to add to the CNI plugin's configuration.")
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSON to add to the CNI plugin's configuration; with --cni, the nodes' own networks.",
+        ),
     ] = None,
+    cni: Annotated[
+        str,
+        typer.Option(
+            metavar="NETWORK",
+            help="CNI plugins alone: ipvlan-l2, ipvlan-l3, macvlan, bridge, own; flannel; or canal, which is flannel "
+            "with agents for policy.",
+        ),
+    ] = "",
+    backend: Annotated[
+        str,
+        typer.Option(
+            metavar="TYPE",
+            help="With --cni flannel or canal: vxlan, host-gw, udp, ipip, wireguard.",
+            show_default="vxlan",
+        ),
+    ] = "",
+    plugins: Annotated[str, typer.Option(metavar="DIR", help="With --cni: the plugins of a directory, not ours.")] = "",
+    no_routes: Annotated[
+        bool, typer.Option("--no-routes", help="With --cni: tell nobody where the pods of other nodes are.")
+    ] = False,
 ) -> None:
     """Bring a lab up: nodes, agents, BGP between them. Again: make what is missing."""
     import asyncio
 
     from rich.console import Console
 
-    from tortie.lab import cluster, machine
+    from tortie.lab import cluster, machine, map_text
     from tortie.lab.state import LabDirectory
     from tortie.lab.steps import Steps
-    from tortie.lab.topology import topology
 
     console = Console(highlight=False)
-    wanted, directory = topology(name, nodes, pool, pool6), LabDirectory(name)
-    machine.check_machine()
+    directory = LabDirectory(name)
+    if cni in (FLANNEL, CANAL):
+        _only(("--topology", topology))
+        _only(("--plugins", plugins), ("--no-routes", no_routes), because=f"does not go with --cni {cni}")
+        wanted = _on_flannel(name, cni, backend, nodes, pool, pool6)
+    elif cni:
+        _only(("--topology", topology), ("--pool", pool), ("--pool6", pool6))
+        _only(("--backend", backend), because="is for --cni flannel and --cni canal")
+        wanted = _on_network(name, cni, nodes, netconf or [], plugins, not no_routes)
+    else:
+        _only(("--plugins", plugins), ("--no-routes", no_routes), because="is for --cni")
+        _only(("--backend", backend), because="is for --cni flannel and --cni canal")
+        wanted = _wanted(directory, nodes, pool, pool6, topology)
+    machine.check_machine(wanted.has_agents)
     was_complete = cluster.is_complete(directory)
     began = time.monotonic()
-    asyncio.run(cluster.up(wanted, directory, Steps(console), _netconf(netconf)))
+    added = {} if cni not in ("", FLANNEL, CANAL) else _netconf(netconf or [])
+    asyncio.run(cluster.up(wanted, directory, Steps(console), added))
     how = "was up already" if was_complete else f"is up, in {time.monotonic() - began:.1f} s"
     console.print(f"lab [bold]{name}[/bold] {how}")
     console.print(f"its datastore: {directory.store}", style="dim", soft_wrap=True)
+    if topology:
+        console.print(map_text.render(asyncio.run(cluster.charted(directory))))
+    if wanted.blueprint.begins_with_pods:
+        _show_reach(directory, console)
 
 
-def _netconf(path: Path | None) -> dict[str, object]:
-    """The JSON object in a file. Raises ConfigError."""
+def _only(*options: tuple[str, object], because: str = "and --cni exclude each other") -> None:
+    """Raises ConfigError for an option that does not go with the others."""
+    from tortie.base.errors import ConfigError
+
+    for option, value in options:
+        if value:
+            raise ConfigError(because, option)
+
+
+def _on_network(name: str, cni: str, nodes: int | None, files: list[Path], plugins: str, routes: bool) -> Topology:
+    """The lab whose nodes have that CNI network. Raises ConfigError."""
+    from tortie.lab import networks, topology
+
+    topology.check_name(name)
+    directory = str(Path(plugins).resolve()) if plugins else ""
+    return topology.laid_out(name, networks.blueprint_of(cni, nodes, files, directory, routes))
+
+
+def _on_flannel(name: str, cni: str, backend: str, nodes: int | None, pool: str, pool6: str) -> Topology:
+    """The lab whose pods flannel connects. Raises ConfigError."""
+    from tortie.lab import flannel, topology
+
+    topology.check_name(name)
+    return topology.laid_out(name, flannel.blueprint_of(backend, nodes, pool, pool6, policy=cni == CANAL))
+
+
+def _show_reach(directory: LabDirectory, console: Console) -> None:
+    """The matrix of a lab that has just come up. Exit 1 when it is not as the networks' configurations have it."""
+    import asyncio
+
+    from tortie.lab import verdicts
+    from tortie.lab.matrix import render
+
+    found = asyncio.run(verdicts.settled(directory))
+    console.print(render(found.matrix, found.verdicts.expected, console.width))
+    if found.disagreements:
+        raise typer.Exit(1)
+
+
+def _wanted(directory: LabDirectory, nodes: int | None, pool: str, pool6: str, topology: str) -> Topology:
+    """The lab that is asked for; one that is there already where nothing is said. Raises ConfigError."""
+    from tortie.base.errors import ConfigError
+    from tortie.lab import topology as layout
+    from tortie.lab.blueprint import load
+
+    layout.check_name(directory.name)
+    if topology:
+        if pool or pool6:
+            raise ConfigError("a topology has its own pools", "--pool" if pool else "--pool6")
+        blueprint = load(topology)
+        return layout.laid_out(directory.name, layout.resized(blueprint, nodes) if nodes is not None else blueprint)
+    if nodes is None and not pool and not pool6 and directory.exists:
+        return directory.read()
+    wanted = DEFAULT_NODES if nodes is None else nodes
+    return layout.topology(directory.name, wanted, pool or DEFAULT_POOL, pool6 or DEFAULT_POOL6)
+
+
+def _netconf(paths: list[Path]) -> dict[str, object]:
+    """The JSON object in a file, or nothing. Raises ConfigError."""
     import json
 
     from tortie.base.errors import ConfigError
 
-    if path is None:
+    if not paths:
         return {}
+    if len(paths) > 1:
+        raise ConfigError("several files are for --cni, where nodes have networks of their own", "--netconf")
+    (path,) = paths
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -83,7 +190,7 @@ def down(
     if all_ and name:
         raise ConfigError("--name and --all exclude each other")
     machine.check_root()
-    for lab in find_labs() if all_ else [_chosen(name or os.environ.get("TORTIE_LAB", ""))]:
+    for lab in find_labs() if all_ else [chosen(name or os.environ.get("TORTIE_LAB", ""))]:
         there = cluster.down(LabDirectory(lab))
         typer.echo(f"lab {lab} is gone" if there else f"there is no lab {lab}")
 
@@ -99,7 +206,7 @@ def status(name: Name = "") -> None:
     from tortie.lab.state import LabDirectory
 
     machine.check_root()
-    found = asyncio.run(cluster.status(LabDirectory(_chosen(name))))
+    found = asyncio.run(cluster.status(LabDirectory(chosen(name))))
     Console().print(tables.render(found))
     if not found.healthy:
         raise typer.Exit(1)
@@ -107,24 +214,26 @@ def status(name: Name = "") -> None:
 
 @app.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def exec_(
-    where: Annotated[str, typer.Argument(metavar="NAMESPACE/POD", help="A pod, node:NAME, or outside.")],
+    where: Annotated[str, typer.Argument(metavar="NAMESPACE/POD", help="A pod, node:NAME, router:NAME, or outside.")],
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="What to run there.")],
     name: Name = "",
 ) -> None:
-    """Run a program of this machine in the network namespace of a pod, a node or the outside host."""
+    """Run a program of this machine in the network namespace of a pod, a node, a router or the outside host."""
     import asyncio
 
     from tortie.base.errors import ConfigError
     from tortie.kernel import netns
     from tortie.lab import machine, places
+    from tortie.lab.processes import IN_PLACE, apart
     from tortie.lab.state import LabDirectory
 
     machine.check_root()
     program = command[1:] if command[0] == "--" else command
     if not program:
         raise ConfigError("no program was given", "after --")
-    place = asyncio.run(places.find(LabDirectory(_chosen(name)), where))
-    argv = ["unshare", "--uts", "sh", "-c", _AS_HOST, place.hostname, *program]
+    place = asyncio.run(places.find(LabDirectory(chosen(name)), where))
+    own = place.hostname, place.resolv_conf
+    argv = [*apart(*own), "sh", "-c", IN_PLACE, "exec", *own, *program]
     sys.stdout.flush()
     with netns.entered(place.netns_path):
         os.execvp(argv[0], argv)
@@ -132,16 +241,23 @@ def exec_(
 
 @app.command()
 def logs(
-    where: Annotated[str, typer.Argument(metavar="NAMESPACE/POD", help="A pod, node:NAME, outside, or kubelet.")],
+    where: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAMESPACE/POD",
+            help="A pod, node:NAME, flanneld:NODE, proxy:NODE, router:NAME, outside, kubelet, controllers.",
+        ),
+    ],
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
     name: Name = "",
 ) -> None:
-    """What a pod printed, or whom it answered; the log of a node's agent, the outside host or the kubelet."""
+    """What a pod printed, or whom it answered; the log of a node's agent flanneld or proxy, a router, the outside
+    host, the kubelet or the controllers."""
     from tortie.base.errors import NotFound
     from tortie.lab import places
     from tortie.lab.state import LabDirectory
 
-    directory = LabDirectory(_chosen(name))
+    directory = LabDirectory(chosen(name))
     try:
         with places.log_of(directory, where).open("rb") as log:
             sys.stdout.buffer.write(log.read())
@@ -162,7 +278,7 @@ def matrix(
     ipv6: Annotated[bool, typer.Option("-6", help="Over IPv6.")] = False,
     output: Annotated[Literal["table", "json"], typer.Option("-o", "--output", help="How to print it.")] = "table",
 ) -> None:
-    """Who reaches whom, by real packets. Exit 1 when packets and policy disagree."""
+    """Who reaches whom, by real packets. Exit 1 when packets disagree with policy, or with the network."""
     import asyncio
 
     from rich.console import Console
@@ -172,7 +288,7 @@ def matrix(
     from tortie.lab.state import LabDirectory
 
     machine.check_root()
-    console, directory = Console(), LabDirectory(_chosen(name))
+    console, directory = Console(), LabDirectory(chosen(name))
     versions = [version for version, wanted in ((4, ipv4), (6, ipv6)) if wanted] or [4]
     found = [asyncio.run(verdicts.compared(directory, protocol, version, port)) for version in versions]
     if output == "json":
@@ -185,28 +301,37 @@ def matrix(
         raise typer.Exit(1)
 
 
+@app.command(name="map")
+def map_(
+    name: Name = "",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="A picture: FILE.svg or FILE.png.")
+    ] = None,
+) -> None:
+    """Draw racks, routers, nodes, BGP sessions and who announces what: as text, or as a picture."""
+    import asyncio
+
+    from rich.console import Console
+
+    from tortie.lab import cluster, machine, map_svg, map_text, picture
+    from tortie.lab.state import LabDirectory
+
+    machine.check_root()
+    drawn = asyncio.run(cluster.charted(LabDirectory(chosen(name))))
+    if output is None:
+        Console(highlight=False).print(map_text.render(drawn))
+    else:
+        picture.write(map_svg.render(drawn), output)
+
+
 @app.command()
 def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the lab up afterwards.")] = False,
+    cni: Annotated[
+        str, typer.Option(metavar="NETWORK", help="Of a network of CNI plugins alone: ipvlan-l2, macvlan, ...")
+    ] = "",
 ) -> None:
     """A tour: a cluster, pods, policy, faults and clean-up, each step checked. Under a minute."""
     from tortie.lab.demo import tour
 
-    raise typer.Exit(tour(keep))
-
-
-def _chosen(name: str) -> str:
-    """The lab that is meant: the one named, `default` if it is there, or the only one. Raises ConfigError."""
-    from tortie.base.errors import ConfigError
-    from tortie.lab.state import find_labs
-    from tortie.lab.topology import check_name
-
-    if name:
-        check_name(name)
-        return name
-    labs = find_labs()
-    if DEFAULT_NAME in labs or not labs:
-        return DEFAULT_NAME
-    if len(labs) > 1:
-        raise ConfigError(f"there are several labs, name one with --name: {', '.join(labs)}")
-    return labs[0]
+    raise typer.Exit(tour(keep, cni))

@@ -17,30 +17,101 @@ import typer
 
 from tortie import __version__
 from tortie.base.errors import ConfigError, TortieError
-from tortie.cli import agent, cni, controllers, explain, ipam, lab, migrate, node, resources
+from tortie.cli import (
+    agent,
+    bgp,
+    cluster_diags,
+    cni,
+    controllers,
+    datastore,
+    dialect,
+    diff,
+    dns,
+    doctor,
+    explain,
+    fanout,
+    flannel,
+    flanneld,
+    get,
+    ipam,
+    lab,
+    label,
+    lint,
+    manifest,
+    migrate,
+    migrate_from,
+    node,
+    node_addresses,
+    node_check,
+    node_diags,
+    node_health,
+    node_run,
+    patch,
+    policy,
+    proxy,
+    resources,
+    services,
+    simulate,
+    status,
+    uninstall,
+    version,
+    watch,
+)
 
 COMMANDS: tuple[tuple[str, Callable[..., Any]], ...] = (
     ("apply", resources.apply),
     ("create", resources.create),
     ("replace", resources.replace),
-    ("get", resources.get),
+    ("patch", patch.patch),
+    ("label", label.label),
+    ("get", get.get),
     ("delete", resources.delete),
     ("validate", resources.validate),
     ("explain", explain.explain),
+    ("simulate", simulate.simulate),
+    ("diff", diff.diff),
+    ("lint", lint.lint),
+    ("doctor", doctor.doctor),
+    ("status", status.status),
     ("agent", agent.agent),
     ("controllers", controllers.controllers),
+    ("fanout", fanout.fanout),
+    ("proxy", proxy.proxy),
+    ("dns", dns.dns),
+    ("manifest", manifest.manifest),
+    ("uninstall", uninstall.uninstall),
+    ("migrate", migrate_from.migrate),
+    ("version", version.version),
 )
 """`tortie NAME`: one function each, in the order of the help."""
 
 GROUPS: tuple[tuple[str, typer.Typer], ...] = (
     ("lab", lab.app),
     ("node", node.app),
+    ("bgp", bgp.app),
+    ("watch", watch.app),
     ("ipam", ipam.app),
+    ("policy", policy.app),
     ("cni", cni.app),
     ("datastore", migrate.app),
+    ("cluster", cluster_diags.app),
+    ("flannel", flannel.app),
+    ("services", services.app),
 )
 """`tortie NAME COMMAND`: one typer app each, as ("lab", lab.app)."""
 
+OF_A_NODE: tuple[tuple[str, Callable[..., Any]], ...] = (
+    ("addresses", node_addresses.addresses),
+    ("mtu", node_addresses.mtu),
+    ("health", node_health.health),
+    ("shutdown", status.shutdown),
+    ("diags", node_diags.diags),
+    ("checksystem", node_check.checksystem),
+)
+"""`tortie node NAME`: those that have a file of their own."""
+
+FLANNELD = "flanneld"
+"""A link of this name to `tortie` is `tortie flanneld`."""
 INTERRUPTED = 128 + 2  # as a shell reports SIGINT
 CLOSED_PIPE = 1  # as typer ends when the pipe closes while a command prints
 
@@ -48,18 +119,57 @@ CLOSED_PIPE = 1  # as typer ends when the pipe closes while a command prints
 USAGE_ERROR: type[BaseException] = typer.BadParameter.__mro__[2]
 
 
-def _version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"tortie {__version__}")
         raise typer.Exit
 
 
 def _tortie(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    print_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    allow_version_mismatch: Annotated[
+        bool,
+        typer.Option("--allow-version-mismatch", help="Work on a cluster of another version than this command's."),
+    ] = False,
+    context: Annotated[
+        str, typer.Option("--context", metavar="NAME", help="The cluster of this context of the kubeconfig.")
+    ] = "",
+    log_level: Annotated[
+        str,
+        typer.Option(
+            "--log-level",
+            "-l",
+            metavar="LEVEL",
+            help="What is logged to standard error: panic, fatal, error, warn, info or debug; also $TORTIE_LOG_LEVEL.",
+        ),
+    ] = "",
 ) -> None:
     """Container networking, Calico's kind: resources in, routes and policy out."""
+    datastore.begin(allow_version_mismatch, context)
+    _log(log_level, os.environ.get("TORTIE_LOG_LEVEL", ""))
+
+
+LOG_LEVELS = {
+    "panic": "CRITICAL", "fatal": "CRITICAL", "error": "ERROR", "warn": "WARNING", "warning": "WARNING",
+    "info": "INFO", "debug": "DEBUG", "trace": "DEBUG",
+}  # fmt: skip
+"""calicoctl's words, and those of agents, and Python's."""
+
+
+def _log(asked: str, of_environment: str) -> None:
+    """Nothing without a level. One of the environment that is none of these is a daemon's own affair. Raises
+    ConfigError."""
+    if asked and asked.lower() not in LOG_LEVELS:
+        raise ConfigError(f'"{asked}" is not one of {", ".join(LOG_LEVELS)}', "--log-level")
+    level = asked or of_environment
+    if level.lower() not in LOG_LEVELS:
+        return
+    import logging
+
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=LOG_LEVELS[level.lower()], format=form, stream=sys.stderr, force=True)
 
 
 @cache
@@ -75,16 +185,26 @@ def command_line() -> Callable[..., Any]:
     app.callback()(_tortie)
     for name, command in COMMANDS:
         app.command(name)(command)
+    for name, command in OF_A_NODE:
+        node.app.command(name)(command)
+    anything = {"allow_extra_args": True, "ignore_unknown_options": True}
+    node.app.command("run", context_settings=anything)(node_run.run)
+    app.command("flanneld", context_settings=flanneld.PASSED_ON)(flanneld.flanneld)
     for name, group in GROUPS:
         app.add_typer(group, name=name)
-    return typer.main.get_command(app)
+    return datastore.with_config(typer.main.get_command(app))  # type: ignore[no-any-return]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status."""
+def main(arguments: Sequence[str] | None = None, program: str = "") -> int:
+    """Run one command; the exit status. `program` is the name by which it is called, if that is not this process's."""
+    if arguments is None and os.path.basename(sys.argv[0]) == FLANNELD:
+        from tortie.flannel.__main__ import main as flanneld
+
+        return flanneld(sys.argv[1:])
+    dialect.begin(program or (dialect.TORTIE if arguments is not None else dialect.of_name(sys.argv[0])))
     try:
         given = None if arguments is None else list(arguments)
-        status = command_line()(args=given, prog_name="tortie", standalone_mode=False)
+        status = command_line()(args=given, prog_name=dialect.program, standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except (KeyboardInterrupt, typer.Abort):
@@ -104,21 +224,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _refused(errors: Iterable[BaseException]) -> int:
-    """One line for each; 2 if it is the input, all of it, that is wrong."""
-    status = 2
+    """One line for each; 2 if it is the input, all of it, that is wrong, but calicoctl has only 1."""
+    status = _wrong_input()
     for error in errors:
-        typer.echo(f"tortie: {_one_line(str(error))}", err=True)
+        typer.echo(f"{_who()}{_one_line(str(error))}", err=True)
         status = status if isinstance(error, ConfigError) else 1
     return status
+
+
+def _wrong_input() -> int:
+    return 1 if dialect.is_calicoctl() else 2
+
+
+def _who() -> str:
+    """What is before an error."""
+    return "" if dialect.is_calicoctl() else "tortie: "
 
 
 def _usage(error: Any) -> int:
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
-        return 0  # the help is printed already
-    path = context.command_path if context is not None else "tortie"
-    typer.echo(f"tortie: {_one_line(error.format_message())} ({path} --help tells more)", err=True)
-    return 2
+        typer.echo(error.ctx.get_help())
+        return 0
+    path = context.command_path if context is not None else dialect.program
+    typer.echo(f"{_who()}{_one_line(error.format_message())} ({path} --help tells more)", err=True)
+    return _wrong_input()
 
 
 def _leaves(group: BaseExceptionGroup[Any]) -> Iterable[BaseException]:

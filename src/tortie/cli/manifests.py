@@ -23,17 +23,20 @@ class Manifest:
     source: str
 
 
-def manifests(names: Sequence[str], recursive: bool = False, namespace: str = "") -> list[Manifest]:
+def manifests(
+    names: Sequence[str], recursive: bool = False, namespace: str = "", skip_empty: bool = False
+) -> list[Manifest]:
     """Every document that the names lead to, in order, in `namespace` where one is needed and not given.
 
-    Raises an ExceptionGroup with a ConfigError for each document that is wrong.
+    Raises an ExceptionGroup with a ConfigError for each document that is wrong, and a ConfigError if there is none,
+    which `skip_empty` takes for nothing to do.
     """
     if not names:
         raise ConfigError("nothing to read: give -f FILE, a directory, or - for standard input")
     found: list[Manifest] = []
     wrong: list[ConfigError] = []
     for name in names:
-        for source, data in _texts(name, recursive):
+        for source, data in texts(name, recursive):
             try:
                 documents = load_documents(data, source)
             except ConfigError as error:
@@ -46,8 +49,9 @@ def manifests(names: Sequence[str], recursive: bool = False, namespace: str = ""
                     wrong.append(error)
     if wrong:
         raise ExceptionGroup("documents are wrong", wrong)
-    if not found:
-        raise ConfigError(f"no resources specified in {', '.join(STDIN if name == '-' else name for name in names)}")
+    if not found and not skip_empty:
+        where = ", ".join(STDIN if name == "-" else f"file {name}" for name in names)
+        raise ConfigError(f"no resources specified in {where}")
     return found
 
 
@@ -61,7 +65,8 @@ def _placed(resource: Resource, source: str, namespace: str) -> Resource:
     return changed(resource, namespace=resource.namespace or namespace or "default")
 
 
-def _texts(name: str, recursive: bool) -> Iterator[tuple[str, bytes]]:
+def texts(name: str, recursive: bool) -> Iterator[tuple[str, bytes]]:
+    """Every file that a name leads to, with what is in it. Raises ConfigError for one that cannot be read."""
     if name == "-":
         yield STDIN, sys.stdin.buffer.read()
         return
