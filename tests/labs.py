@@ -7,13 +7,16 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
+import forked
 from tortie.lab.places import opened
 from tortie.lab.state import LabDirectory
 from tortie.model.k8s import Pod
+from tortie.model.store import R
 
 PATIENCE = 60.0
 
@@ -25,6 +28,11 @@ def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
         time.sleep(0.1)
 
 
+def _whole(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode()
+
+
 class Lab:
     """A lab by its name, through `tortie`."""
 
@@ -32,20 +40,27 @@ class Lab:
         self.name = name
         self.directory = LabDirectory(name)
 
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"TORTIE_LAB": self.name, "COLUMNS": "160"}
+
     def start(self, *words: str, **how: Any) -> subprocess.Popen[str]:
-        environment = {**os.environ, "TORTIE_LAB": self.name, "COLUMNS": "160"}
+        """A program as a shell starts it, which the test may interrupt, and whose end it waits for."""
         command = [sys.executable, "-m", "tortie.cli.main", *words]
         return subprocess.Popen(
-            command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            command, env=os.environ | self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             stdin=subprocess.PIPE, **how,
         )  # fmt: skip
 
     def tortie(self, *words: str, status: int = 0, stdin: str = "") -> str:
-        """What `tortie WORDS` prints; its exit status is checked."""
-        process = self.start(*words)
-        out, err = process.communicate(stdin, timeout=2 * PATIENCE)
-        assert process.returncode == status, f"tortie {' '.join(words)}: {process.returncode}\n{out}\n{err}"
-        return out + err
+        """What `tortie WORDS` prints, its errors last; its exit status is checked."""
+        with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            given.write(stdin.encode())
+            given.seek(0)
+            ended = forked.run(words, self.environment, (given, out, err), seconds=2 * PATIENCE)
+            said = [_whole(out), _whole(err)]
+        assert ended == status, f"tortie {' '.join(words)}: {ended}\n{said[0]}\n{said[1]}"
+        return "".join(said)
 
     def up(self, nodes: int = 2) -> str:
         return self.tortie("lab", "up", "--name", self.name, "--nodes", str(nodes))
@@ -55,10 +70,14 @@ class Lab:
 
     def pod(self, name: str) -> Pod:
         """A pod of namespace red as the datastore has it now."""
+        return self.of(Pod, name, "red")
 
-        async def read() -> Pod:
+    def of(self, kind: type[R], name: str, namespace: str = "") -> R:
+        """Any object as the datastore has it now."""
+
+        async def read() -> R:
             async with opened(self.directory) as store:
-                return await store.get(Pod, name, "red")
+                return await store.get(kind, name, namespace)
 
         return asyncio.run(read())
 

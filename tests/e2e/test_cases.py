@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +52,12 @@ def stop(lab: Lab) -> None:
     until(lambda: "pod5" not in lab.tortie("get", "wep", "-A"))
 
 
+def handles(lab: Lab) -> set[str]:
+    """Of pods. The name servers have theirs."""
+    document = json.loads(lab.tortie("get", "handles", "-o", "json"))
+    return {one["metadata"]["name"] for one in document["items"] if "tortie-ready" not in one["metadata"]["name"]}
+
+
 def get(lab: Lab, place: str, address: str) -> str:
     """What answers at an address when it is asked from a place of the lab."""
     return lab.tortie("lab", "exec", place, "--", "python3", "-c", GET, address)
@@ -66,10 +73,11 @@ def test_a_pod_has_the_address_that_it_asks_for_and_ipam_knows(lab: Lab) -> None
 
 
 def test_an_address_outside_ipam_is_reached_from_the_pods_own_node(lab: Lab) -> None:
+    before = handles(lab)
     node = start(lab, "pod-ipaddrsnoipam.yaml")
     assert status(lab)["podIP"] == "80.90.100.200"
     assert f"{POD} on {node}" in get(lab, f"node:{node}", "80.90.100.200")
-    assert "No resources found" in lab.tortie("get", "handles")
+    assert handles(lab) == before
     stop(lab)
 
 
@@ -101,7 +109,26 @@ def test_other_nodes_reach_a_floating_ip_that_is_in_a_pool(lab: Lab) -> None:
     other = "node2" if node == "node1" else "node1"
     until(lambda: "172.18.22.113" in lab.tortie("lab", "exec", f"node:{other}", "--", "ip", "route"))
     assert f"{POD} on {node}" in get(lab, f"node:{other}", "172.18.22.113")
+
+
+@pytest.mark.parametrize("through", ["the pod's node", "the other node"])
+def test_the_outside_reaches_a_floating_ip_by_any_node(lab: Lab, through: str) -> None:
+    """The gateway is told by hand, as a router of the site would be; the pod sees who asks."""
+    node = json.loads(lab.tortie("get", "pod", "pod5", "-o", "json"))["spec"]["nodeName"]
+    topology = lab.directory.read()
+    (via,) = (host for host in topology.nodes if (host.name == node) == (through == "the pod's node"))
+    route = ["ip", "-n", topology.fabric, "route", "replace", "172.18.22.113/32", "via", str(via.ipv4.ip)]
+    subprocess.run(route, check=True, timeout=10)
+    assert f"{POD} on {node} saw {topology.outside.ipv4.ip}" in get(lab, "outside", "172.18.22.113")
+
+
+def test_a_pod_goes_with_its_floating_ip(lab: Lab) -> None:
+    node = json.loads(lab.tortie("get", "pod", "pod5", "-o", "json"))["spec"]["nodeName"]
     stop(lab)
+    until(lambda: "172.18.22.113" not in lab.tortie("lab", "exec", f"node:{node}", "--", "ip", "route"))
+    assert "172.18.22.113" not in lab.tortie(
+        "lab", "exec", f"node:{node}", "--", "nft", "list", "table", "inet", "tortie"
+    )
 
 
 def test_without_the_switch_a_pod_says_what_is_missing() -> None:

@@ -7,28 +7,28 @@ In README.md and docs/ every block
     NAME                  CIDR    ...    what it prints
     ```
 
-is run, pages in the order of PAGES, in one lab. HTML comments before a block say what cannot be seen in it:
+is run, in two labs, by two readers who each read a half of PAGES in that order. HTML comments before a block say what
+cannot be seen in it:
 
-    <!-- lab: pods -->       first bring the lab to this state: empty, pods, or policies (pods and the demo's policies)
+    <!-- lab: pods -->       first bring the lab to this state: none (there is no lab), empty, pods, or policies (pods
+                             and the demo's policies); `none pods` is a new one, with no blocks of earlier pages'
     <!-- exit: 1 -->         the last command of the block ends with this status, all others with 0
     <!-- not run: why -->    the block is for reading only
     <!-- file: x.yaml -->    before a yaml block: it is saved under this name, for commands to read
 
 A printed line `...` stands for any lines, `...` inside a line for any text; a command without output may print
-anything. Addresses of pods, times, pids and counters differ from run to run and are not compared. The lab is `default`
-in the book and has a name of its own here.
+anything. Addresses of pods, times, pids, counters and how full pools are differ from run to run and are not compared.
+The lab is `default` in the book and has a name of its own here.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import shlex
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,24 +36,53 @@ from typing import IO
 
 import pytest
 
-from tortie.cli.main import command_line
-from tortie.cli.main import main as tortie
+import forked
 from tortie.lab import network
 from tortie.lab.state import LabDirectory
 
 pytestmark = pytest.mark.root
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("install", "lab", "policy", "ipam", "ipam-commands", "routing", "cni", "troubleshooting")
+FOLDERS = ("annotations", "ipam-commands", "plugins")
+"""Of pages that can be read in any order."""
+PAGES = (
+    *("install", "lab", "lab-topologies", "lab-cni", "policy", "recipes", "host-endpoints", "testing", "ipam"),
+    *("routing", "cni"),
+    "cni-validate",
+    "calicoctl",
+    *("upgrade", "offline-install", "uninstall", "migrate"),
+    "datastores",
+    "etcd",
+    "qos",
+    "overlays",
+    "auto-routes",
+    "flannel",
+    "ipvlan-or-macvlan",
+    "services",
+    "policy-tools",
+    "choose-your-routing",
+    "node-addresses",
+    "node-status",
+    "doctor",
+    "outages",
+    "fanout",
+    "dns",
+    "troubleshooting",
+    *(
+        f"{page.parent.name}/{page.stem}"
+        for folder in FOLDERS
+        for page in sorted((ROOT / "docs" / folder).glob("*.md"))
+    ),
+)
 DEMO = ("pods", "1-kubernetes-policy", "2-calico-policy", "3-global-policy")
 
 NAME = f"docs{os.getpid()}"
-NAMES = {"default": NAME, "second": f"{NAME}b"}
+NAMES = {"default": NAME, "second": f"{NAME}b", "racks": f"{NAME}c"}
 """Labs as the book calls them, and as they are called here."""
 
 WIDTH = 110
 PATIENCE = 15.0
-ASKING = re.compile(r"tortie (get|explain|node|lab (status|matrix|logs|exec)) ")
+ASKING = re.compile(r"tortie (get|explain|node|doctor|bgp routes|lab (status|matrix|logs|exec)) ")
 """What only asks is asked again until it answers as printed: a cluster takes a moment."""
 
 ELSEWHERE = ("make ", "git ", "cd ", "apt-get ")
@@ -113,15 +142,18 @@ def _commands(block: str) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 _VOLATILE = (
     (r"\x1b\[[0-9;]*m", ""),
+    (r"^((10\.244\.|fd00:10:244:)\S+ +unicast +cali)[0-9a-f]{11}", r"\1<n>"),  # which pod got which address is chance
     (r"10\.244\.\d+\.\d+|fd00:10:244:[0-9a-f:]+", "<pod>"),
     (r"\d{4}-\d\d-\d\d[T ]", ""),
     (r"\d\d:\d\d:\d\d([.,]\d+)?(\+00:00|Z)?", "<time>"),
     (r"\b\d+(\.\d+)?( m?s\b)", r"<n>\2"),
-    (r"\b(pid|port) \d{4,}", r"\1 <n>"),
+    (r"\bpid \d+", "pid <n>"),
+    (r"\bport \d{4,}", "port <n>"),
     (r"\b(packets|bytes)( |:)\d+|\b\d+ (packets|bytes)", "<n>"),
+    (r"[\d.e+]+ \(\d+%\)", "<share>"),
     (r"@if\d+", "@if<n>"),
     (r"BIRD \d+\.[0-9.]+", "BIRD"),
-    (r"\d+ seconds? ago", "<ago>"),
+    (r"\d+ (second|minute)s? ago", "<ago>"),
     (r"\b[0-9a-f]{64}\b", "<container>"),
     (r"\b[0-9a-f-]{32,36}\b", "<uid>"),
     (r"[─━]+", "─"),
@@ -168,8 +200,10 @@ def renamed(text: str, names: Mapping[str, str]) -> str:
 PLAIN = re.compile(r"tortie [^|;&<>$`*?()#~]*")
 """A command that needs no shell."""
 
-WARM = ("cli.output", "calc.explain", "lab.kubelet", "lab.tables", "lab.verdicts", "store.sqlite")
-"""What most commands import; children of this process have it already."""
+PROCESSES = ("ps", "-eo", "pid,ppid,etime,stat,wchan:24,args")
+
+LOG = re.compile(r"> (/\S+\.log)")
+"""Where a command in the background says what it does."""
 
 
 class Reader:
@@ -179,61 +213,57 @@ class Reader:
         self.directory = directory
         (directory / "examples").symlink_to(ROOT / "examples")
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
-        for name in WARM:
-            importlib.import_module(f"tortie.{name}")
-        command_line()
         self.env = {"PATH": path, "LANG": "C.UTF-8", "TORTIE_LAB": NAME, "COLUMNS": str(WIDTH)}
 
     def type(self, command: str) -> tuple[int, str]:
         """Exit status and output, with the book's names of labs."""
         mine = re.sub(r"\blab up(?! --name)", f"lab up --name {NAME}", renamed(command, NAMES))
         with (self.directory / "output").open("w+b") as output:
-            status = self._fork(mine, output) if PLAIN.fullmatch(mine) else self._shell(mine, output)
+            if PLAIN.fullmatch(mine):
+                words = shlex.split(mine)[1:]
+                status = forked.run(words, self.env, (None, output, output), self.directory)
+            else:
+                status = self._shell(mine, output)
             output.seek(0)
             said = output.read().decode()
         return status, renamed(said, {new: old for old, new in reversed(NAMES.items())})
 
     def _shell(self, command: str, output: IO[bytes]) -> int:
-        return subprocess.run(
-            ["bash", "-c", command],
-            cwd=self.directory,
-            env=os.environ | self.env,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            timeout=60,
-            check=False,
-        ).returncode
+        try:
+            return subprocess.run(
+                ["bash", "-c", command],
+                cwd=self.directory,
+                env=os.environ | self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                timeout=60,
+                check=False,
+            ).returncode
+        except subprocess.TimeoutExpired as late:
+            processes = subprocess.run(PROCESSES, capture_output=True, check=False).stdout
+            late.add_note(Path(str(output.name)).read_text() + processes.decode(errors="replace"))
+            raise
 
-    def _fork(self, command: str, output: IO[bytes]) -> int:
-        """The same program in a process of its own, without the time that Python takes to start and to import it."""
-        pid = os.fork()
-        if pid == 0:
-            status = 70  # EX_SOFTWARE of sysexits.h
-            try:
-                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-                os.dup2(output.fileno(), 1)
-                os.dup2(output.fileno(), 2)
-                sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
-                sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
-                os.chdir(self.directory)
-                os.environ.update(self.env)
-                status = tortie(shlex.split(command)[1:])
-            except SystemExit as end:
-                status = end.code if isinstance(end.code, int) else 1
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(status)
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    def read(self, page: str) -> None:
+        logs: list[str] = []
+        try:
+            for step in steps(ROOT / page):
+                logs += LOG.findall(step.command)
+                self.follow(step)
+        except BaseException as error:
+            for log in filter(os.path.exists, logs):
+                error.add_note(f"--- {log}\n{Path(log).read_text(errors='replace')}")
+            leave_no_lab()  # the next page does not begin in the middle of this one
+            raise
 
     def follow(self, step: Step) -> None:
         for name, text in step.files.items():
-            (self.directory / name).write_text(text)
-        if step.state:
-            self.prepare(step.state)
+            path = self.directory / name
+            if not path.exists() or path.read_text() != text:  # a program in the background may be reading it
+                path.write_text(text)
+        for state in step.state.split():
+            self.prepare(state)
         deadline = time.monotonic() + PATIENCE
         while True:
             status, output = self.type(step.command)
@@ -247,6 +277,9 @@ class Reader:
 
     def prepare(self, state: str) -> None:
         """A lab with the demo's objects, as far as the state has them, and no others of the demo's."""
+        if state == "none":
+            network.destroy(LabDirectory(NAME))
+            return
         if not LabDirectory(NAME).exists:
             self._must("tortie lab up")
         wanted = {"empty": (), "pods": DEMO[:1], "policies": DEMO}[state]
@@ -257,13 +290,23 @@ class Reader:
             self._must(f"tortie apply {' '.join(f'-f examples/demo/{one}.yaml' for one in wanted)}")
         running = 9 if wanted else 0
         deadline = time.monotonic() + PATIENCE
-        while self.type("tortie get pods -A")[1].count(" Running ") != running:
+        while self._running() != running:
             assert time.monotonic() < deadline, f"the lab does not get to the state {state}"
             time.sleep(0.1)
+
+    def _running(self) -> int:
+        """Pods that run and are not the cluster's own."""
+        lines = self.type("tortie get pods -A")[1].splitlines()
+        return sum(" Running " in line and not line.startswith("kube-system ") for line in lines)
 
     def _must(self, command: str) -> None:
         status, output = self.type(command)
         assert status == 0, output
+
+
+def leave_no_lab() -> None:
+    for name in NAMES.values():
+        network.destroy(LabDirectory(name))
 
 
 @pytest.fixture(scope="module")
@@ -272,14 +315,33 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     try:
         yield reader
     finally:
-        for name in NAMES.values():
-            network.destroy(LabDirectory(name))
+        leave_no_lab()
 
 
-@pytest.mark.parametrize("page", [*(f"docs/{page}.md" for page in PAGES), "README.md"])
-def test_the_commands_of(page: str, reader: Reader) -> None:
-    for step in steps(ROOT / page):
-        reader.follow(step)
+def halves(pages: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Pages in two parts with about as many commands each, which two workers can take."""
+    found: tuple[list[str], list[str]] = ([], [])
+    counts = [0, 0]
+    for page in pages:
+        fewer = counts.index(min(counts))
+        found[fewer].append(page)
+        counts[fewer] += sum(1 for _ in steps(ROOT / page))
+    return found
+
+
+HALVES = halves([*(f"docs/{page}.md" for page in PAGES), "README.md"])
+
+
+class TestOneHalf:
+    @pytest.mark.parametrize("page", HALVES[0])
+    def test_the_commands_of(self, page: str, reader: Reader) -> None:
+        reader.read(page)
+
+
+class TestTheOtherHalf:
+    @pytest.mark.parametrize("page", HALVES[1])
+    def test_the_commands_of(self, page: str, reader: Reader) -> None:
+        reader.read(page)
 
 
 def test_a_block_is_read_as_described() -> None:

@@ -64,7 +64,7 @@ def test_status_has_nodes_sessions_and_pods(lab: Lab) -> None:
     shown = lab.tortie("lab", "status")
     assert shown.count("2 of 2 up") == 2
     assert "Running" in shown
-    assert shown.count(", ready") == 2
+    assert shown.count(", ready") == 3, "two agents and the controllers"
 
 
 @pytest.mark.parametrize("options", [(), ("-6",), ("--protocol", "icmp"), ("--protocol", "icmp", "-6")], ids=" ".join)

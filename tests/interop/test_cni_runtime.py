@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from tortie.cni.conflist import load_conflist
-from tortie.cni.runtime import Runtime, find_plugin
+from tortie.cni.delegate import find
+from tortie.cni.runtime import Runtime
 from tortie.cni.spec import CniError
 
 GO = "/usr/lib/cni"
@@ -327,7 +328,7 @@ async def test_errors_of_plugins(scripted, tmp_path):
     assert str(caught.value) == 'plugin "bad": m; d; plugin "noisy": netplugin failed: "why": exit status 3'
     assert [who[1] for who, _ in told()] == ["a"], "GC goes on after an error"
     with pytest.raises(CniError, match="no plugin name provided"):
-        find_plugin("", [])
+        find("", [])
 
 
 @pytest.mark.parametrize(

@@ -1,60 +1,16 @@
-"""Network namespaces for tests: made with `ip netns`, deleted after each test, never left behind."""
+"""Network namespaces, and what is said to those who may not make any."""
 
 from __future__ import annotations
 
-import itertools
-import json
 import os
-import subprocess
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 
+from namespaces import Ns, make_ns, ns
+
+__all__ = ["Ns", "make_ns", "ns"]
+
 pytest.register_assert_rewrite("agent_node")  # so that what its assertions compare is shown
-
-_serial = itertools.count(1)
-
-
-@dataclass(frozen=True, slots=True)
-class Ns:
-    """A named network namespace, and programs run inside it."""
-
-    name: str
-
-    @property
-    def path(self) -> str:
-        return f"/run/netns/{self.name}"
-
-    def run(self, *command: str, stdin: str | None = None, check: bool = True, timeout: float = 30) -> str:
-        """Standard output of a program run in the namespace; a failure shows its standard error."""
-        done = subprocess.run(
-            ["ip", "netns", "exec", self.name, *command],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-        if check and done.returncode:
-            pytest.fail(f"{self.name}: {' '.join(command)}: exit {done.returncode}: {done.stderr or done.stdout}")
-        return done.stdout
-
-    def ip(self, *words: str) -> None:
-        """`ip -n NAME words...`."""
-        self._ip("-n", self.name, *words)
-
-    def json(self, *words: str) -> list[dict[str, Any]]:
-        """What `ip -j -d words...` prints for the namespace, parsed."""
-        return [item for item in json.loads(self._ip("-n", self.name, "-j", "-d", *words) or "[]") if item]
-
-    def _ip(self, *words: str) -> str:
-        done = subprocess.run(["ip", *words], capture_output=True, text=True, timeout=30, check=False)
-        if done.returncode:
-            pytest.fail(f"ip {' '.join(words)}: exit {done.returncode}: {done.stderr}")
-        return done.stdout
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -64,29 +20,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("root"):
             item.add_marker(pytest.mark.skip(reason="needs root: makes network namespaces"))
-
-
-@pytest.fixture
-def make_ns() -> Iterator[Callable[..., Ns]]:
-    """Makes fresh namespaces, `make_ns()` or `make_ns("label")`, with `lo` up; all are deleted after the test."""
-    made: list[Ns] = []
-
-    def make(label: str = "") -> Ns:
-        ns = Ns(f"tt-{os.getpid()}-{next(_serial)}{label and '-' + label}")
-        subprocess.run(["ip", "netns", "add", ns.name], check=True, timeout=30)
-        made.append(ns)
-        ns.ip("link", "set", "lo", "up")
-        return ns
-
-    yield make
-    for ns in made:
-        if Path(ns.path).exists():
-            subprocess.run(["ip", "netns", "delete", ns.name], check=False, timeout=30)
-    left = [ns.name for ns in made if Path(ns.path).exists()]
-    assert not left, f"namespaces left behind: {left}"
-
-
-@pytest.fixture
-def ns(make_ns: Callable[..., Ns]) -> Ns:
-    """One fresh network namespace with `lo` up."""
-    return make_ns()

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from agent_node import Node, Sandbox, Site, conflist, endpoints, held, nothing_left, pod, site_in
 from conftest import Ns
+from machines import Container, plain_conflist
 
 from tortie.cni.spec import CniError
 from tortie.model.k8s import Pod
+from tortie.model.policy import Profile
 from tortie.model.store import Store
 from tortie.testing.grpc_dataplane import GrpcDataplane
 
@@ -71,6 +73,29 @@ async def test_it_is_told_what_the_pod_is_and_its_answer_is_kept(
     await sandbox.check()
     await sandbox.delete()
     assert [request.netns for request in dataplane.dels] == [sandbox.path(None)]
+
+
+async def test_container_that_is_no_pod_is_handed_over_too(
+    node: Node, dataplane: GrpcDataplane, store: Store, make_ns: Callable[..., Ns]
+) -> None:
+    options = {"type": "grpc", "socket": dataplane.target}
+    one = Container(node, ns=make_ns("plain"), conflist=plain_conflist(dataplane_options=options))
+    first = await one.add()
+    (request,) = dataplane.adds
+    assert (request.desired_host_interface_name, request.workload.orchestrator) == (one.host_ifname, "cni")
+    assert (request.workload.pod, request.workload.annotations) == ("", {})
+    assert request.container_routes == ("0.0.0.0/0", "::/0")
+    assert (await one.endpoint(store)).spec.interface_name == one.host_ifname
+    again = await one.add()
+    assert [interface["name"] for interface in again["interfaces"]] == [
+        interface["name"] for interface in first["interfaces"]
+    ]
+    assert len(dataplane.adds) == 1
+    await one.check()
+    await one.delete()
+    assert len(dataplane.dels) == 1
+    await store.delete(Profile, "plainnet")
+    await nothing_left(node, store)
 
 
 async def test_what_it_refuses_fails_the_call_and_leaves_nothing(

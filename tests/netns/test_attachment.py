@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import Ns
 
-from tortie.base.addr import parse_ip
+from tortie.base.addr import parse_ip, parse_net
 from tortie.base.errors import TortieError
 from tortie.dataplane.attachment import Attachment, attach, detach, differences, host_ends
 from tortie.kernel import netns
@@ -123,6 +123,7 @@ def test_pod_and_host_have_exactly_what_calico_gives_them(host: Ns, pod: Ns, ips
     assert routes(pod, 6, ETH0) == ({f"default via {LINK_LOCAL} scope global"} if v6 else set())
     wanted = {"169.254.1.1": v4, LINK_LOCAL: v6}
     assert neighbours(pod, ETH0) == {ip: (MAC, ["PERMANENT"]) for ip, there in wanted.items() if there}
+    assert {ip: neighbours(host, HOST)[ip] for ip in ips} == dict.fromkeys(ips, (mac, ["PERMANENT"]))
     assert not any(address.startswith("169.254") for address in addresses(host, HOST) | addresses(pod, ETH0))
     if v6:
         assert addresses(host, HOST) == {f"{LINK_LOCAL}/64 link"}
@@ -391,10 +392,49 @@ nsenter --net=/run/netns/pod ip route add 169.254.1.1 dev eth0 scope link
 nsenter --net=/run/netns/pod ip route add default via 169.254.1.1 dev eth0
 nsenter --net=/run/netns/pod ip route add default via fe80::ecee:eeff:feee:eeee dev eth0
 nsenter --net=/run/netns/pod ip neigh replace 169.254.1.1 lladdr ee:ee:ee:ee:ee:ee dev eth0
-nsenter --net=/run/netns/pod ip neigh replace fe80::ecee:eeff:feee:eeee lladdr ee:ee:ee:ee:ee:ee dev eth0"""
+nsenter --net=/run/netns/pod ip neigh replace fe80::ecee:eeff:feee:eeee lladdr ee:ee:ee:ee:ee:ee dev eth0
+ip neigh replace 10.65.0.7 lladdr $mac dev cali0123456789a
+ip neigh replace fd00:65::7 lladdr $mac dev cali0123456789a"""
 
 
 def test_transcript_is_what_an_engineer_would_type() -> None:
     ips = (parse_ip(V4), parse_ip(V6))
     made = Attachment("/run/netns/pod", ETH0, HOST, ips, mtu=1450, num_queues=2, ip_forwarding=True)
     assert str(made) == TRANSCRIPT
+
+
+def test_transcript_of_netkit_and_of_routes_of_the_users_choice() -> None:
+    nets = tuple(map(parse_net, ("10.1.0.0/16", "fd00:1::/64")))
+    made = Attachment(
+        "/run/netns/pod", ETH0, HOST, (parse_ip(V4),), mtu=1450, mac=MAC, kind="netkit", destinations=nets
+    )
+    lines = str(made).splitlines()
+    assert lines[0] == (
+        f"ip link add {HOST} address {MAC} mtu 1450 type netkit mode l2 forward peer forward"
+        f" name eth0 address {MAC} mtu 1450 netns /run/netns/pod"
+    )
+    assert [line.partition(" route add ")[2] for line in lines if " route add " in line] == [
+        "169.254.1.1 dev eth0 scope link",
+        "10.1.0.0/16 via 169.254.1.1 dev eth0",
+    ]
+
+
+@pytest.mark.parametrize("ips", FAMILIES.values(), ids=FAMILIES)
+def test_netkit_or_a_veth_where_the_kernel_has_none(host: Ns, pod: Ns, ips: tuple[str, ...]) -> None:
+    nets = tuple(map(parse_net, ("10.1.0.0/16", "fd00:1::/64")))
+    made = attachment(host, pod, ips, kind="netkit", destinations=nets)
+    attach(made)
+    assert link(host, HOST)["linkinfo"]["info_kind"] == link(pod, ETH0)["linkinfo"]["info_kind"]
+    assert link(host, HOST)["address"] == MAC
+    assert ("10.1.0.0/16 via 169.254.1.1 scope global" in routes(pod, 4, ETH0)) is (V4 in ips)
+    assert (f"fd00:1::/64 via {LINK_LOCAL} scope global" in routes(pod, 6, ETH0)) is (V6 in ips)
+    assert not any(route.startswith("default") for version in (4, 6) for route in routes(pod, version, ETH0))
+    assert [each for each in differences(made) if "in the pod" in each] == []
+    assert host_ends(host.path) == [HOST]
+    for version in (4, 6):
+        pod.ip(f"-{version}", "route", "flush", "dev", "eth0", "proto", "boot")
+    missing = {each for each in differences(made) if "in the pod" in each}
+    assert any("10.1.0.0/16" in each for each in missing) is (V4 in ips)
+    assert any("fd00:1::/64" in each for each in missing) is (V6 in ips)
+    detach(pod.path, ETH0, HOST, host.path)
+    assert names(host) == names(pod) == {"lo"}

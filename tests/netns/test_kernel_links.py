@@ -52,6 +52,22 @@ def test_veth_across_namespaces(ns, other, other_fd, nl) -> None:
     assert link.peer_netns == host["link_netnsid"]
 
 
+def test_netkit_across_namespaces(ns, other, other_fd, nl) -> None:
+    macs = ("02:00:00:00:00:0a", "02:00:00:00:00:0b")
+    try:
+        links.create_netkit(nl, "cali1", "eth0", peer_netns=other_fd, mtu=1400, mac=macs[0], peer_mac=macs[1])
+    except KernelError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        pytest.skip("this kernel has no netkit (Linux 6.7, CONFIG_NETKIT)")
+    host, pod = link_of(ns, "cali1"), link_of(other, "eth0")
+    assert (host["address"], pod["address"], host["mtu"], pod["mtu"]) == (*macs, 1400, 1400)
+    assert host["linkinfo"]["info_kind"] == pod["linkinfo"]["info_kind"] == "netkit"
+    links.set_up(nl, "cali1")
+    links.delete_link(nl, "cali1")
+    assert {link["ifname"] for link in other.json("link", "show")} == {"lo"}
+
+
 def test_veth_in_one_namespace(ns, nl) -> None:
     links.create_veth(nl, "a", "b")
     a, b = links.get_link(nl, "a"), links.get_link(nl, "b")
@@ -263,3 +279,17 @@ def test_names_alone(ns, nl) -> None:
     assert links.names(ns.path) == wanted
     assert set(wanted.values()) == {"lo", "br0", "a", "b"}
     assert all(links.link_index(nl, name) == index for index, name in wanted.items())
+
+
+def test_many_links_go_in_one_step_with_their_peers(ns) -> None:
+    with Netlink(ns.path) as nl:
+        for number in range(20):
+            links.create_veth(nl, f"a{number}", f"b{number}")
+        links.create_veth(nl, "stays", "its-peer")
+        links.delete_links(nl, [*(f"a{number}" for number in range(20)), "missing"])
+        links.delete_links(nl, ["missing"])
+        links.delete_links(nl, [])
+        with pytest.raises(KernelError) as refused:
+            links.delete_links(nl, ["stays", "lo"])
+    assert refused.value.errno == errno.EOPNOTSUPP
+    assert {link["ifname"] for link in ns.json("link", "show")} == {"lo", "stays", "its-peer"}

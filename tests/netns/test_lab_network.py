@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from tortie.lab import network, processes
+from tortie.lab import link, network, processes
+from tortie.lab.blueprint import load
 from tortie.lab.state import LabDirectory, find_labs
-from tortie.lab.topology import Topology, topology
+from tortie.lab.topology import Topology, laid_out, topology
 
 pytestmark = pytest.mark.root
 
@@ -76,14 +78,63 @@ def test_nothing_is_linked_to_the_machine_itself(built: Topology) -> None:
 
 
 def test_building_again_completes_what_is_missing(built: Topology) -> None:
-    before = {str(link["ifname"]): link["ifindex"] for link in ip(built.fabric, "link", "show")}
+    before = {str(one["ifname"]): one["ifindex"] for one in ip(built.fabric, "link", "show")}
     subprocess.run(["ip", "-n", built.fabric, "link", "delete", "node2"], check=True)
     subprocess.run(["ip", "-n", built.nodes[0].netns, "route", "delete", "default"], check=True)
     network.build(built)
-    after = {str(link["ifname"]): link["ifindex"] for link in ip(built.fabric, "link", "show")}
+    after = {str(one["ifname"]): one["ifindex"] for one in ip(built.fabric, "link", "show")}
     assert after["node1"] == before["node1"]  # what was there is left alone
     assert reaches(built.nodes[1].netns, str(built.outside.ipv4.ip))
     assert reaches(built.nodes[0].netns, str(built.outside.ipv4.ip))
+
+
+def test_racks_reach_each_other_over_their_routers(directory: LabDirectory) -> None:
+    lab = laid_out(directory.name, replace(load("two-racks"), mtu=1400))
+    directory.write(lab)
+    assert directory.read() == lab
+    network.build(lab)
+    network.build(lab)  # again is the same
+    one, *_, last = lab.nodes
+    for address in (last.ipv4.ip, last.ipv6.ip, lab.outside.ipv4.ip, lab.outside.ipv6.ip):
+        assert reaches(one.netns, str(address)), address
+    every = [one for netns in lab.namespaces for one in ip(netns, "link", "show")]
+    mtus = {one["mtu"] for one in every if one["ifname"] != "lo"}
+    assert mtus == {1400}
+    assert set(network.namespaces(lab.name)) == set(lab.namespaces)
+
+
+def test_a_link_of_its_own_mtu(directory: LabDirectory) -> None:
+    blueprint = load("cross-subnet")
+    narrow = replace(blueprint, links=tuple(replace(link, mtu=1300) for link in blueprint.links))
+    lab = laid_out(directory.name, narrow)
+    network.build(lab)
+    mtus = {str(one["ifname"]): one["mtu"] for one in ip(lab.router("gate-a").netns, "link", "show")}
+    assert (mtus["gate-b"], mtus["br0"], mtus["node1"]) == (1300, 1500, 1500)
+
+
+def test_nodes_of_a_large_rack_need_not_ask_for_one_another(directory: LabDirectory) -> None:
+    lab = topology(directory.name, 17)
+    network.build(lab)
+    first, *others = lab.nodes
+    known = {str(entry["dst"]): (entry["lladdr"], entry["state"]) for entry in ip(first.netns, "neigh", "show")}
+    for other in others:
+        (eth0,) = ip(other.netns, "link", "show", "eth0")
+        for address in (other.ipv4.ip, other.ipv6.ip):
+            assert known[str(address)] == (eth0["address"], ["PERMANENT"])
+    assert reaches(first.netns, str(others[-1].ipv6.ip))
+
+
+def test_a_cable_that_is_pulled_and_plugged_in(built: Topology) -> None:
+    one, two = built.nodes
+    link.plug(built, "node2", up=False)
+    assert not reaches(one.netns, str(two.ipv4.ip))
+    link.plug(built, "node2", up=True)
+    link.set_mtu(built, "node2", 1400)
+    until(lambda: reaches(one.netns, str(two.ipv6.ip)))
+    (own,), (port,) = ip(two.netns, "link", "show", "eth0"), ip(built.fabric, "link", "show", "node2")
+    assert (own["mtu"], port["mtu"]) == (1400, 1400)
+    (bridge,) = ip(built.fabric, "link", "show", "br0")
+    assert bridge["mtu"] == 1500, "the others keep theirs"
 
 
 def test_a_namespace_whose_maker_was_killed_half_way_is_made_again(directory: LabDirectory) -> None:

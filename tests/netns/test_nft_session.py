@@ -92,6 +92,7 @@ def test_namespace_of_the_calling_thread(ns: Ns, in_process: bool) -> None:
 
 
 def test_nothing_keeps_the_namespace(ns: Ns) -> None:
+    gc.collect()  # what earlier tests have left
     session = Session(ns.path)
     session.apply(TABLE)
     before = len(os.listdir("/proc/self/fd"))

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 from town import (
     HOST_ACTION,
     ICMP6,
@@ -31,12 +32,14 @@ from town import (
     until,
 )
 
+from tortie.calc.state import SERVICE_LOOP
 from tortie.dataplane.converge import converge
 from tortie.dataplane.stages.nft import Nft, remains
 from tortie.kernel import nft
 from tortie.model.document import parse
 from tortie.model.k8s import Namespace, ServiceAccount
 from tortie.model.meta import Resource
+from tortie.model.workload import IPNAT
 from tortie.render.nft import NftRenderer
 from tortie.render.ruleset import Ruleset, transaction
 
@@ -97,7 +100,7 @@ def denied_by(town: Town, probe: Probe, rule: str, claimed: str = "") -> bool:
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_a_pod_sends_from_its_own_addresses_only(town: Town, version: int) -> None:
+def test_p65_a_pod_sends_from_its_own_addresses_only(town: Town, version: int) -> None:
     town.apply(open_to_all(town, felix("defaultEndpointToHostAction: Accept")))
     assert arrives(town, Probe("p0", "X", version, UDP, 53))
     foreign = "203.0.113.9" if version == 4 else "2001:db8:99::9"
@@ -166,6 +169,7 @@ def talk(one: socket.socket, other: socket.socket) -> bool:
 @pytest.mark.parametrize("whole", [False, True], ids=["update", "restart"])
 @pytest.mark.parametrize("version", [4, 6])
 def test_p72_an_established_flow_outlives_a_new_denial(town: Town, version: int, whole: bool) -> None:
+    """And P04: so do its answers."""
     town.apply(open_to_all(town))
     client, server = conversation(town, "p0", "p1", version)
     with client, server:
@@ -268,6 +272,64 @@ def test_p102_outgoing_addresses_are_replaced(town: Town, version: int) -> None:
     assert seen_as(town, "p0", "Y", version) == node
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_p103_policy_sees_what_a_floating_ip_leads_to(town: Town, version: int) -> None:
+    floating, own = {4: "203.0.113.5", 6: "2001:db8:77::5"}[version], town.parties["p0"].ips[version]
+    policy = document(
+        "NetworkPolicy",
+        "web",
+        "selector: app == 'p0', ingress: [{action: Allow, protocol: TCP, destination: {ports: [8080]}}]",
+        "red",
+    )
+    others = open_to_all(town, policy, felix("floatingIPs: Enabled"), without="p0")
+    pod = endpoint(town.parties["p0"], "red", labels={"app": "p0"})
+    nat = IPNAT(internal_ip=str(own), external_ip=floating)
+    pod = structs.replace(pod, spec=structs.replace(pod.spec, ip_nats=(nat,)))
+    town.ip("X", "route", "add", floating, "via", "198.51.100.1" if version == 4 else "2001:db8:51::1")
+    try:
+        town.apply([*others, pod])
+        with town.parties["X"].open(version, socket.SOCK_STREAM) as client:
+            client.settimeout(PATIENCE)
+            client.connect((floating, 8080))
+            assert client.getpeername()[0] == floating
+        dropped, before = end_of_tier(town, "p0", "ingress"), town.counters()
+        with town.parties["X"].open(version, socket.SOCK_STREAM) as client:
+            client.connect_ex((floating, 80))
+            assert until(lambda: town.counters().get(dropped, 0) > before.get(dropped, 0))
+    finally:
+        town.ip("X", "route", "del", floating)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_p104_nothing_is_forwarded_to_a_service_that_is_not_there(town: Town, version: int) -> None:
+    net, unused = {4: ("10.96.0.0/12", "10.96.77.7"), 6: ("fd00:96::/112", "fd00:96::7")}[version]
+    told = document("BGPConfiguration", "default", f"serviceClusterIPs: [{{cidr: '{net}'}}]")
+    town.ip("X", "route", "add", net, "via", "198.51.100.1" if version == 4 else "2001:db8:51::1")
+
+    def counted() -> int:
+        return town.counters().get(SERVICE_LOOP, 0)
+
+    def send(party: str) -> None:
+        with town.parties[party].open(version, socket.SOCK_DGRAM) as one:
+            one.bind((str(town.parties[party].ips[version]), 0))
+            one.sendto(b"?", (unused, 80))
+
+    try:
+        for mode in ("Drop", "Reject"):
+            town.apply(open_to_all(town, told, felix(f"serviceLoopPrevention: {mode}")))
+            for party in ("X", "p0"):
+                before = counted()
+                send(party)
+                assert until(lambda before=before: counted() == before + 1)  # type: ignore[misc]
+            assert arrives(town, Probe("X", "p0", version, UDP, 80))
+            assert arrives(town, Probe("p0", "X", version, UDP, 80))
+        for documents in ((told, felix("serviceLoopPrevention: Disabled")), ()):
+            town.apply(open_to_all(town, *documents))
+            assert "service-loops" not in town.table()
+    finally:
+        town.ip("X", "route", "del", net)
+
+
 def test_p73_neighbour_discovery_is_not_subject_to_policy(town: Town) -> None:
     """The pod finds its gateway and the host finds the pod, though nothing else may pass. A pod's RA does not."""
     town.apply(open_to_all(town, closed("p0", "Egress"), closed("p0", "Ingress")))
@@ -354,6 +416,14 @@ def test_what_someone_else_did_to_the_table_is_repaired(town: Town) -> None:
     town.apply(resources, whole=True)
     assert nft.list_json(["list", "table", "inet", "other"], town.node.netns)
     nft.apply("delete table inet other\n", town.node.netns)
+
+
+def test_a_rule_about_any_protocol_can_be_listed(town: Town) -> None:
+    """What nft cannot list nobody can count or compare. It knows some protocols to have no ports."""
+    services = "destination: {services: {name: any, namespace: red}}"
+    rules = ", ".join(f"{{action: Allow, protocol: {number}, {services}}}" for number in range(1, 256))
+    town.apply(open_to_all(town, document("GlobalNetworkPolicy", "every", f"types: [Egress], egress: [{rules}]")))
+    assert "every|egress|254" in town.table()
 
 
 BURST = 20

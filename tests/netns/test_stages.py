@@ -22,7 +22,8 @@ from conftest import Ns
 from tortie.base.errors import KernelError
 from tortie.calc.cluster import Cluster
 from tortie.calc.state import DesiredState
-from tortie.dataplane.converge import Failure, converge
+from tortie.dataplane.converge import Failure, Stage, converge
+from tortie.dataplane.overlay import overlay_stages
 from tortie.dataplane.stages.nft import Nft
 from tortie.dataplane.stages.routes import Routes
 from tortie.dataplane.worker import Worker
@@ -111,7 +112,7 @@ class World:
     """A cluster that changes at random, and what its node's routes must be then."""
 
     rng: random.Random
-    cluster: Cluster = field(default_factory=lambda: Cluster(NODE))
+    cluster: Cluster = field(default_factory=lambda: Cluster(NODE, bird=False))
     endpoints: dict[str, tuple[str, ...]] = field(default_factory=dict)
     blocks: set[str] = field(default_factory=set)
     metric: int = 1024
@@ -204,14 +205,19 @@ def blackholes(ns: Ns) -> set[tuple[str, str]]:
 # --- routes -------------------------------------------------------------------------------------------------------
 
 
+def route_stages(node: Ns) -> list[Stage]:
+    """Those that write routes."""
+    return [Routes(node.path), overlay_stages(node.path)[2]]
+
+
 def test_routes_reach_every_state_and_then_rest(node: Ns, world: World) -> None:
-    stage = Routes(node.path, blackholes=True)
+    stages = route_stages(node)
     for _ in range(25):
         state = world.step()
-        assert converge([stage], state) == []
+        assert converge(stages, state) == []
         assert pod_routes(node) == world.routes()
         assert blackholes(node) == {(cidr, "80") for cidr in world.blocks}
-        assert not stage.plan(state)
+        assert not any(stage.plan(state) for stage in stages)
 
 
 FOREIGN = (
@@ -232,8 +238,11 @@ FOREIGN = (
 
 
 def test_routes_repair_whatever_somebody_else_has_done(node: Ns, world: World) -> None:
-    stage = Routes(node.path, blackholes=True)
-    untouched = ("route add 203.0.113.0/24 via 192.0.2.7 proto 80", "route add blackhole 100.64.0.0/10 proto static")
+    stages = route_stages(node)
+    untouched = (
+        "route add 203.0.113.0/24 via 192.0.2.7 proto static",
+        "route add blackhole 100.64.0.0/10 proto static",
+    )
     for command in untouched:
         node.ip(*command.split())
     for _ in range(15):
@@ -244,21 +253,21 @@ def test_routes_repair_whatever_somebody_else_has_done(node: Ns, world: World) -
             node.run("ip", *words, check=False)  # what is there already stays
         for dst, dev, metric in world.rng.sample(sorted(pod_routes(node)), k=min(2, len(pod_routes(node)))):
             node.run("ip", "route", "del", dst, "dev", dev, "metric", str(metric), check=False)
-        assert converge([stage], state) == []
+        assert converge(stages, state) == []
         assert pod_routes(node) == world.routes()
         assert blackholes(node) == {("100.64.0.0/10", "static"), *((cidr, "80") for cidr in world.blocks)}
-        assert not stage.plan(state)
+        assert not any(stage.plan(state) for stage in stages)
     assert [route["gateway"] for route in node.json("route", "show", "203.0.113.0/24")] == ["192.0.2.7"]
 
 
-def test_without_blackholes_those_of_protocol_80_go(node: Ns) -> None:
+def test_with_bird_blackholes_of_protocol_80_go(node: Ns) -> None:
     """They are of a run without BIRD; now BIRD programs its own, of protocol 12."""
-    cluster = Cluster(NODE)
-    cluster.put(affinity(0))
-    state = cluster.state()
-    assert converge([Routes(node.path, blackholes=True)], state) == []
+    before, now = Cluster(NODE, bird=False), Cluster(NODE)
+    for cluster in (before, now):
+        cluster.put(affinity(0))
+    assert converge(route_stages(node), before.state()) == []
     node.ip("route", "add", "blackhole", "10.65.0.64/26", "proto", "bird")
-    assert converge([Routes(node.path)], state) == []
+    assert converge(route_stages(node), now.state()) == []
     assert blackholes(node) == {("10.65.0.64/26", "bird")}
 
 
@@ -311,16 +320,17 @@ def test_one_route_that_is_refused_does_not_keep_the_others_away(node: Ns) -> No
 
 
 def test_routes_print_as_ip_would_be_told(node: Ns) -> None:
-    cluster = Cluster(NODE)
+    cluster = Cluster(NODE, bird=False)
     cluster.put(endpoint(PODS[0], "10.65.0.1", "fd00:65::1"))
     cluster.put(affinity(0))
     node.ip("route", "add", "10.65.0.9", "dev", interface(PODS[1]), "proto", "static", "metric", "7")
     node.ip("route", "add", "10.65.0.1", "dev", interface(PODS[0]), "proto", "static", "metric", "1024")
-    assert str(Routes(node.path, blackholes=True).plan(cluster.state())).splitlines() == [
+    plans = [str(stage.plan(cluster.state())) for stage in route_stages(node)]
+    assert "\n".join(plans).splitlines() == [
         f"ip route replace 10.65.0.1 dev {interface(PODS[0])} scope link metric 1024",
         f"ip route add fd00:65::1 dev {interface(PODS[0])}",
-        "ip route add blackhole 10.65.0.0/26 proto 80",
         f"ip route del 10.65.0.9 dev {interface(PODS[1])} proto static scope link metric 7",
+        "ip route replace blackhole 10.65.0.0/26 proto 80",
     ]
 
 
@@ -364,6 +374,7 @@ def test_table_is_the_same_whichever_way_it_came_about(ns: Ns, world: World, mak
         assert table(ns) == fresh(state, make_ns)
         assert not stage.plan(state)
         if number % 3 == 0:
+            ns.run("nft", "add", "table", "inet", "another")  # else nothing is compared
             stage.forget()
             assert not stage.plan(state)  # it is as it was left
 

@@ -1,11 +1,4 @@
-"""A small world for tests of policy on real packets: one node with five pods, and something outside.
-
-    X, Y 198.51.100.9, .77, 2001:db8:51::9, ::77
-       │ eth0
-       │ eth0 198.51.100.1, 2001:db8:51::1
-    node ─── cali00000000p0 ─── p0  10.244.1.10, fd00:244::10
-      ├───── cali00000000p1 ─── p1  10.244.1.11, fd00:244::11
-      └ ...                     p4
+"""The small world of `policy_worlds` built of namespaces, for tests of policy on real packets.
 
 It is built once for a module; the datastore, and with it the policies, labels and namespaces of the pods, changes from
 one test to the next. Everybody listens on all PORTS, and sends from wherever a test says.
@@ -23,9 +16,26 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
-from tortie.base.addr import IP, parse_ip
+from policy_places import (
+    HOST_ACTION,
+    ICMP,
+    ICMP6,
+    ICMP_REQUESTS,
+    NODE,
+    NOT_OBEYED,
+    PLACES,
+    PODS,
+    PORTS,
+    SCTP,
+    TCP,
+    UDP,
+    UDPLITE,
+    Place,
+    made,
+)
+from policy_worlds import HIGH_PORTS, LOW_PORTS, Probe, endpoint
+from tortie.base.addr import IP
 from tortie.calc.cluster import Cluster
 from tortie.calc.state import DesiredState
 from tortie.dataplane.attachment import Attachment, attach
@@ -33,40 +43,28 @@ from tortie.dataplane.converge import converge
 from tortie.dataplane.stages.nft import Nft
 from tortie.dataplane.stages.routes import Routes
 from tortie.kernel import netns, nft, sysctl
-from tortie.model.document import convert
 from tortie.model.meta import Resource
-from tortie.model.workload import WorkloadEndpoint
 from tortie.render.ruleset import TABLE
 
-PODS = ("p0", "p1", "p2", "p3", "p4")
-PORTS = (53, 80, 81, 8080, 9090)
-"""Where every party listens, on UDP and TCP."""
-HOST_ACTION = "pod to its own host: defaultEndpointToHostAction"
+__all__ = [
+    "HIGH_PORTS", "HOST_ACTION", "ICMP", "ICMP6", "ICMP_REQUESTS", "LOW_PORTS", "PATIENCE", "PODS", "PORTS", "TCP",
+    "UDP", "Party", "Probe", "Town", "built_town", "endpoint", "hang_up", "made", "ping", "until",
+]  # fmt: skip
+
 PATIENCE = 3.0
 """Seconds until a packet that should have come counts as lost. Nothing waits that long unless something is wrong."""
 
-TCP, UDP, ICMP, ICMP6 = 6, 17, 1, 58
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
-ICMP_REQUESTS = {4: (8, 13), 6: (128, 139)}
-"""Types that connection tracking takes for the start of something: echo, timestamp; echo, node information."""
-
-LOW_PORTS, HIGH_PORTS = itertools.cycle(range(20000, 40000)), itertools.cycle(range(40000, 60000))
-"""Every probe has a source port, or ICMP identifier, of its own: what is established already is not asked again."""
+KINDS = ((socket.SOCK_DGRAM, UDP), (socket.SOCK_STREAM, TCP), (socket.SOCK_DGRAM, UDPLITE))
 
 
 @dataclass
-class Party:
-    """A namespace with sockets on all PORTS; `ips` are by IP version."""
+class Party(Place):
+    """A place that is there: a namespace with sockets on all PORTS."""
 
-    name: str
     netns: str
-    ips: dict[int, IP]
     sockets: dict[int, tuple[socket.socket, int, int]] = field(default_factory=dict)
     """By descriptor: the socket, its IP version and its protocol."""
-
-    @property
-    def interface(self) -> str:
-        return f"cali00000000{self.name}"
 
     def open(self, version: int, kind: int, protocol: int = 0) -> socket.socket:
         """A socket of this namespace."""
@@ -77,10 +75,8 @@ class Party:
 
     def listen(self) -> None:
         for version in (4, 6):
-            for port, (kind, protocol) in itertools.product(
-                PORTS, ((socket.SOCK_DGRAM, UDP), (socket.SOCK_STREAM, TCP))
-            ):
-                made = self.open(version, kind)
+            for port, (kind, protocol) in itertools.product(PORTS, KINDS):
+                made = self.open(version, kind, protocol)
                 made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if version == 6:
                     made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -88,26 +84,9 @@ class Party:
                 if protocol == TCP:
                     made.listen(64)
                 self.sockets[made.fileno()] = made, version, protocol
-            icmp = ICMP if version == 4 else ICMP6
-            raw = self.open(version, socket.SOCK_RAW, icmp)
-            self.sockets[raw.fileno()] = raw, version, icmp
-
-
-@dataclass(frozen=True)
-class Probe:
-    """The first packet of a new connection. `what` is a destination port, or for ICMP the type."""
-
-    source: str
-    destination: str
-    version: int
-    protocol: int
-    what: int
-    source_port: int = field(default_factory=lambda: next(LOW_PORTS))
-    code: int = 0
-
-    @property
-    def is_icmp(self) -> bool:
-        return self.protocol in (ICMP, ICMP6)
+            for protocol in (ICMP if version == 4 else ICMP6, SCTP):
+                raw = self.open(version, socket.SOCK_RAW, protocol)
+                self.sockets[raw.fileno()] = raw, version, protocol
 
 
 class Town:
@@ -119,11 +98,11 @@ class Town:
         self._epoll = select.epoll()
         self._present: dict[tuple[type[Resource], str, str], Resource] = {}
         self.cluster = Cluster("node")
-        self.node = self._party("node", "198.51.100.1", "2001:db8:51::1")
+        self.node = self._party(NODE)
         self.nft, self.routes = Nft(self.node.netns), Routes(self.node.netns)
         self._build_outside()
-        for i, pod in enumerate(PODS):
-            self._build_pod(pod, f"10.244.1.{10 + i}", f"fd00:244::{10 + i}")
+        for pod in PODS:
+            self._build_pod(pod)
         for party in self.parties.values():
             if party.name != "Y":  # which is X under another address
                 party.listen()
@@ -133,14 +112,14 @@ class Town:
 
     def close(self) -> None:
         for party in self.parties.values():
-            for made, *_ in party.sockets.values():
-                made.close()
+            for one, *_ in party.sockets.values():
+                one.close()
             netns.delete(f"{self.name}-{party.name}")
         self._epoll.close()
 
-    def _party(self, name: str, v4: str, v6: str) -> Party:
+    def _party(self, name: str) -> Party:
         path = netns.create(f"{self.name}-{name}")
-        self.parties[name] = Party(name, path, {4: parse_ip(v4), 6: parse_ip(v6)})
+        self.parties[name] = Party(name, PLACES[name].ips, path)
         self.ip(name, "link", "set", "lo", "up")
         return self.parties[name]
 
@@ -148,8 +127,8 @@ class Town:
         subprocess.run(["ip", "-n", f"{self.name}-{party}", *words], check=True, timeout=30)
 
     def _build_outside(self) -> None:
-        outside = self._party("X", "198.51.100.9", "2001:db8:51::9")
-        self.parties["Y"] = Party("Y", outside.netns, {4: parse_ip("198.51.100.77"), 6: parse_ip("2001:db8:51::77")})
+        outside = self._party("X")
+        self.parties["Y"] = Party("Y", PLACES["Y"].ips, outside.netns)
         self.ip("node", "link", "add", "eth0", "type", "veth", "peer", "eth0", "netns", f"{self.name}-X")
         for party, last in (("node", "1"), ("X", "9"), ("X", "77")):
             self.ip(party, "addr", "add", f"198.51.100.{last}/24", "dev", "eth0")
@@ -164,10 +143,12 @@ class Town:
         self.ip("X", "route", "add", "fd00:244::/64", "via", "2001:db8:51::1")
         with netns.entered(self.node.netns):
             sysctl.write("net/ipv4/ip_forward", 1)
+            # Or connection tracking calls every UDP-Lite datagram invalid: it takes its checksum for one of UDP.
+            sysctl.write("net/netfilter/nf_conntrack_checksum", 0)
             sysctl.write("net/ipv6/conf/all/forwarding", 1)
 
-    def _build_pod(self, name: str, v4: str, v6: str) -> None:
-        pod = self._party(name, v4, v6)
+    def _build_pod(self, name: str) -> None:
+        pod = self._party(name)
         ips = tuple(pod.ips.values())
         attach(Attachment(pod.netns, "eth0", pod.interface, ips, host_netns=self.node.netns))
         for ip in ips:
@@ -189,10 +170,10 @@ class Town:
             if self._present.get(key) is not resource:
                 self.cluster.put(resource)
         self._present = wanted
-        assert not self.cluster.problems
         if whole:
             self.nft = Nft(self.node.netns)
         state = self.cluster.state()
+        assert all(title.startswith(NOT_OBEYED) for title in self.cluster.problems), self.cluster.problems
         assert converge([self.nft, self.routes], state) == []
         return state
 
@@ -216,16 +197,21 @@ class Town:
         """
         source, destination = self.parties[probe.source], str(self.parties[probe.destination].ips[probe.version])
         mine = claimed or str(source.ips[probe.version])
-        if probe.is_icmp:
+        if probe.is_icmp or probe.protocol == SCTP:
             made = source.open(probe.version, socket.SOCK_RAW, probe.protocol)
             made.bind((mine, 0))
-            made.sendto(icmp_message(probe, token), (destination, 0))
+            packet = icmp_message(probe, token) if probe.is_icmp else sctp_init(probe, token)
+            with contextlib.suppress(PermissionError):  # what is dropped on its way out of the node is told so
+                made.sendto(packet, (destination, 0))
             return made
-        made = source.open(probe.version, socket.SOCK_DGRAM if probe.protocol == UDP else socket.SOCK_STREAM)
+        made = source.open(
+            probe.version, socket.SOCK_STREAM if probe.protocol == TCP else socket.SOCK_DGRAM, probe.protocol
+        )
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((mine, probe.source_port))
-        if probe.protocol == UDP:
-            made.sendto(token, (destination, probe.what))
+        if probe.protocol != TCP:
+            with contextlib.suppress(PermissionError):
+                made.sendto(token, (destination, probe.what))
         else:
             hang_up(made)
             made.connect_ex((destination, probe.what))
@@ -243,8 +229,10 @@ class Town:
                         hang_up(connection)
                         connection.close()
                         yield (peer[0], str(peer[1]))
-                    elif protocol == UDP:
+                    elif protocol in (UDP, UDPLITE):
                         yield made.recv(2048)
+                    elif protocol == SCTP:
+                        yield from sctp_cookie(made.recv(2048), version)
                     else:
                         yield from icmp_request(made.recv(2048), version)
 
@@ -260,11 +248,14 @@ def icmp_message(probe: Probe, token: bytes) -> bytes:
     def message(checksum: int) -> bytes:
         return struct.pack("!BBHHH", probe.what, probe.code, checksum, probe.source_port, 1) + token
 
-    words = struct.unpack(f"!{len(message(0)) // 2}H", message(0))
-    total = sum(words)
+    return message(checksum(message(0)) if probe.version == 4 else 0)
+
+
+def checksum(data: bytes) -> int:
+    """That of the internet, RFC 1071."""
+    total = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
     total = (total & 0xFFFF) + (total >> 16)
-    total = (total & 0xFFFF) + (total >> 16)
-    return message(0xFFFF & ~total if probe.version == 4 else 0)
+    return 0xFFFF & ~((total & 0xFFFF) + (total >> 16))
 
 
 def icmp_request(packet: bytes, version: int) -> Iterator[bytes]:
@@ -273,6 +264,37 @@ def icmp_request(packet: bytes, version: int) -> Iterator[bytes]:
         packet = packet[4 * (packet[0] & 0xF) :]
     if packet[0] in ICMP_REQUESTS[version]:
         yield packet[8:]
+
+
+SCTP_INIT, SCTP_COOKIE = 1, 7
+"""The kind of a chunk, and of the parameter that holds a token (RFC 4960, 3.3.2 and 3.3.3.1)."""
+
+
+def sctp_init(probe: Probe, token: bytes) -> bytes:
+    """A packet that asks for an association. The kernel that sends it need not know SCTP."""
+    parameter = struct.pack("!HH", SCTP_COOKIE, 4 + len(token)) + token + bytes(-len(token) % 4)
+    chunk = struct.pack("!BBHIIHHI", SCTP_INIT, 0, 20 + len(parameter), 1, 65535, 1, 1, 1) + parameter
+    ports = struct.pack("!HHI", probe.source_port, probe.what, 0)
+    return ports + struct.pack("<I", crc32c(ports + bytes(4) + chunk)) + chunk
+
+
+def sctp_cookie(packet: bytes, version: int) -> Iterator[bytes]:
+    """The token, if it is one of ours."""
+    if version == 4:
+        packet = packet[4 * (packet[0] & 0xF) :]
+    if packet[12] == SCTP_INIT:
+        length = struct.unpack_from("!H", packet, 34)[0]
+        yield packet[36 : 32 + length]
+
+
+def crc32c(data: bytes) -> int:
+    """SCTP's checksum."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
 
 
 def ping(party: Party, ip: IP, patience: float = PATIENCE) -> bool:
@@ -301,32 +323,6 @@ def until(condition: Callable[[], bool], patience: float = PATIENCE) -> bool:
             return False
         time.sleep(0.002)
     return True
-
-
-def made(kind: type[Resource], name: str, namespace: str = "", labels: Any = None, **body: Any) -> Resource:
-    metadata = {"name": name, "labels": labels or {}, **({"namespace": namespace} if namespace else {})}
-    return convert(kind, {"metadata": metadata, **body})
-
-
-def endpoint(
-    party: Party, namespace: str, account: str = "default", profiles: Iterable[str] = (), **more: Any
-) -> Resource:
-    labels = {
-        **more.get("labels", {}),
-        "projectcalico.org/namespace": namespace,
-        "projectcalico.org/orchestrator": "k8s",
-        "projectcalico.org/serviceaccount": account,
-    }
-    spec = {
-        "node": "node",
-        "pod": party.name,
-        "endpoint": "eth0",
-        "interfaceName": party.interface,
-        "ipNetworks": [f"{ip}/{ip.max_prefixlen}" for ip in party.ips.values()],
-        "profiles": list(profiles) or [f"kns.{namespace}", f"ksa.{namespace}.{account}"],
-        "ports": more.get("ports", []),
-    }
-    return made(WorkloadEndpoint, party.name, namespace, labels, spec=spec)
 
 
 def built_town() -> Iterator[Town]:

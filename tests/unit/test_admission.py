@@ -13,6 +13,7 @@ from tortie.model.kinds import KINDS
 from tortie.model.meta import Metadata, changed
 from tortie.model.node import ClusterInformation
 from tortie.model.policy import GlobalNetworkPolicy, NetworkPolicy, Tier
+from tortie.model.service import EndpointSlice
 
 NOT_YOURS = (
     "metadata.labels[projectcalico.org/namespace]: is what Calico gives the sets of a namespace: take another label"
@@ -220,6 +221,67 @@ def test_global_is_a_whole_namespace_selector_of_a_rule_or_nothing(view, kind, s
     admit(calico(kind, spec % "\"a == 'global()'\""), None, view)
 
 
+@pytest.mark.parametrize(
+    ("cidr", "spec", "message"),
+    [
+        ("", "", "spec.cidr: "),
+        ("10.0.0.0/33", "", "spec.cidr: "),
+        ("10.0.0.1/24", "", 'spec.cidr: "10.0.0.1/24" has host bits set; the network is "10.0.0.0/24"'),
+        ("169.254.0.0/24", "", "spec.cidr: "),
+        ("160.0.0.0/4", "", "spec.cidr: "),
+        ("fe80::/64", "", "spec.cidr: "),
+        ("10.0.0.0/27", "", "spec.blockSize: a block of /26 is larger than the pool 10.0.0.0/27"),
+        ("10.0.0.0/16", "blockSize: 19", "spec.blockSize: 19 is not from 20 to 32"),
+        ("10.0.0.0/16", "blockSize: 33", "spec.blockSize: 33 is not from 20 to 32"),
+        ("fd00::/64", "blockSize: 115", "spec.blockSize: 115 is not from 116 to 128"),
+        ("fd00::/64", "blockSize: 129", "spec.blockSize: 129 is not from 116 to 128"),
+        ("10.0.0.0/16", "ipipMode: Always, vxlanMode: CrossSubnet", "spec.vxlanMode: "),
+        ("fd00::/64", "ipipMode: Always", "spec.ipipMode: IPIP carries IPv4 only"),
+        ("10.0.0.0/16", "ipipMode: Sometimes", "spec.ipipMode: "),
+        ("10.0.0.0/16", "allowedUses: [LoadBalancer, Workload]", "spec.allowedUses: LoadBalancer cannot be combined"),
+        ("10.0.0.0/16", "allowedUses: [LoadBalancer, Tunnel]", "spec.allowedUses: LoadBalancer cannot be combined"),
+        ("10.0.0.0/16", "allowedUses: [LoadBalancer], ipipMode: Always", "spec.allowedUses: a LoadBalancer pool takes"),
+        ("10.0.0.0/16", "allowedUses: [LoadBalancer], vxlanMode: CrossSubnet", "spec.allowedUses: a LoadBalancer"),
+        ("10.0.0.0/16", "allowedUses: [LoadBalancer], disableBGPExport: true", "spec.allowedUses: a LoadBalancer"),
+        ("10.0.0.0/16", "allowedUses: [LoadBalancer], nodeSelector: a == 'b'", 'spec.nodeSelector: must be "all()"'),
+        ("10.0.0.0/16", "allowedUses: [Printers]", "spec.allowedUses[0]: "),
+        ("10.0.0.0/16", "namespaceSelector: a == 'b'", "spec.allowedUses: a pool with a namespaceSelector must say"),
+        ("10.0.0.0/16", "namespaceSelector: a == 'b', allowedUses: [Workload, Tunnel]", "spec.allowedUses: a pool"),
+        ("10.0.0.0/16", "nodeSelector: global()", "spec.nodeSelector: global()"),
+        ("10.0.0.0/16", "namespaceSelector: global(), allowedUses: [Workload]", "spec.namespaceSelector: global()"),
+        ("10.0.0.0/16", "nodeSelector: 'a =='", "spec.nodeSelector: "),
+    ],
+)
+def test_rules_of_pools(view, cidr, spec, message):
+    with pytest.raises(ConfigError) as caught:
+        admit(pool(spec, cidr), None, view)
+    assert str(caught.value).removeprefix("IPPool p: ").startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("cidr", "spec"),
+    [
+        ("10.0.0.0/27", "disabled: true"),
+        ("10.0.0.0/26", ""),
+        ("10.0.0.0/16", "blockSize: 20"),
+        ("10.0.0.0/16", "blockSize: 32"),
+        ("fd00::/64", "blockSize: 116, vxlanMode: Always"),
+        ("10.0.0.0/16", "allowedUses: [LoadBalancer], nodeSelector: all()"),
+        ("10.0.0.0/16", "allowedUses: [Tunnel], ipipMode: CrossSubnet"),
+        ("10.0.0.0/16", "namespaceSelector: a == 'b', allowedUses: [Workload]"),
+    ],
+)
+def test_pools_that_are_right(view, cidr, spec):
+    assert isinstance(admit(pool(spec, cidr), None, view), IPPool)
+
+
+def test_a_small_pool_cannot_be_opened(view):
+    closed = admit(pool("disabled: true", "10.0.0.0/27"), None, view)
+    assert isinstance(closed, IPPool)
+    opened = replace(closed, spec=replace(closed.spec, disabled=False))
+    assert refusal(opened, closed, view) == "spec.blockSize: a block of /26 is larger than the pool 10.0.0.0/27"
+
+
 def test_pools_do_not_overlap(view):
     view.put(admit(pool(cidr="10.0.0.0/16", name="b"), None, view))
     assert refusal(pool(cidr="10.0.1.0/24", name="a"), None, view) == (
@@ -264,10 +326,13 @@ def test_a_pool_takes_the_blocks_that_are_there(view):
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.KIND.namespaced], ids=lambda kind: kind.KIND.key)
 def test_a_namespace_comes_first(view, kind):
-    bodies = {"Pod": "{containers: [{name: c}]}", "ServiceAccount": "",
+    bodies = {"Pod": "{containers: [{name: c}]}", "ServiceAccount": "", "Secret": "",
               "WorkloadEndpoint": "{node: n, orchestrator: k8s, pod: a, endpoint: eth0}"}  # fmt: skip
     name = "n-k8s-a-eth0" if kind.KIND.kind == "WorkloadEndpoint" else "a"
-    new = kubernetes(kind.KIND.kind, bodies.get(kind.KIND.kind, "{}"), name, "red", group=kind.KIND.api_version)
+    if kind is EndpointSlice:
+        new = EndpointSlice(metadata=Metadata(name="a", namespace="red"), address_type="IPv4")
+    else:
+        new = kubernetes(kind.KIND.kind, bodies.get(kind.KIND.kind, "{}"), name, "red", group=kind.KIND.api_version)
     assert refusal(new, None, view) == 'metadata.namespace: namespace "red" does not exist: create it first'
     namespace = kubernetes("Namespace", name="red")
     for one in (namespace, *companions(namespace)):
@@ -424,14 +489,7 @@ def test_other_objects_go_by_themselves(view):
 @pytest.mark.parametrize(
     ("kind", "spec", "words"),
     [
-        ("IPPool", {"cidr": "10.9.0.0/16", "ipipMode": "Always"}, "spec.ipipMode: tunnels are not built yet"),
-        ("IPPool", {"cidr": "10.9.0.0/16", "vxlanMode": "CrossSubnet"}, "spec.vxlanMode: tunnels are not built yet"),
         ("FelixConfiguration", {"bpfEnabled": True}, "spec: kept, but not acted on yet: bpfEnabled"),
-        (
-            "BGPPeer",
-            {"peerIP": "192.0.2.1", "asNumber": 1, "password": {"secretKeyRef": {"name": "a", "key": "b"}}},
-            "spec.password: is not acted on yet",
-        ),
     ],
 )
 def test_what_nobody_acts_on_yet_is_said(kind: str, spec: dict[str, object], words: str) -> None:
@@ -444,15 +502,20 @@ def test_what_is_acted_on_needs_no_word() -> None:
     for kind, spec in (
         ("IPPool", {"cidr": "10.9.0.0/16", "ipipMode": "Never"}),
         ("FelixConfiguration", {"logPrefix": "x", "floatingIPs": "Enabled"}),
-        ("BGPPeer", {"peerIP": "192.0.2.1", "asNumber": 1}),
+        (
+            "BGPPeer",
+            {"peerIP": "192.0.2.1", "asNumber": 1, "password": {"secretKeyRef": {"name": "a", "key": "b"}}},
+        ),
     ):
         document = {"apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": {"name": "default"}, "spec": spec}
         assert list(unserved(read(document))) == []
 
 
-def test_a_policy_that_would_count_as_absent_is_refused() -> None:
+def test_the_service_of_a_rule_is_of_the_own_namespace_or_says_its() -> None:
+
     spec = {"egress": [{"action": "Deny", "destination": {"services": {"name": "x"}}}]}
     document = {"apiVersion": "projectcalico.org/v3", "kind": "NetworkPolicy", "spec": spec}
     policy = read(document | {"metadata": {"name": "p", "namespace": "default"}})
-    with pytest.raises(ConfigError, match=r"spec.egress\[0\].destination.services: matching services is not supported"):
-        admit(policy, None, Objects(bootstrap("0" * 32)))
+    assert admit(policy, None, Objects(bootstrap("0" * 32)))
+    with pytest.raises(ConfigError, match=r"spec.egress\[0\].destination.services.namespace: is required"):
+        read(document | {"kind": "GlobalNetworkPolicy", "metadata": {"name": "p"}})

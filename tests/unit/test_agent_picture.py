@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
 
 from tortie.agent import view as views
-from tortie.agent.collect import elsewhere, is_stale, valid_containers
+from tortie.agent.cni.collect import elsewhere, is_stale, valid_containers
 from tortie.agent.endpoints import follow_pods
 from tortie.agent.holdings import Holding
-from tortie.agent.logs import Seldom
 from tortie.agent.registration import registered
 from tortie.agent.view import Progress, View
 from tortie.base.errors import ConfigError, Unavailable
+from tortie.base.logs import Seldom
 from tortie.calc.cluster import INPUTS
 from tortie.calc.state import DesiredState
 from tortie.cni.spec import CniError
 from tortie.model.k8s import Container, Pod, PodSpec
 from tortie.model.meta import Metadata, changed
-from tortie.model.workload import WorkloadEndpoint, WorkloadEndpointSpec, endpoint_name
+from tortie.model.store import Listing
+from tortie.model.workload import NETWORK, WorkloadEndpoint, WorkloadEndpointSpec, endpoint_name
 from tortie.store.memory import MemoryStore
 
 NODE = "node1"
@@ -66,6 +68,24 @@ async def watched() -> AsyncIterator[Watched]:
             task.cancel()
 
 
+async def test_what_journal_and_snapshot_both_have_goes_with_its_deletion() -> None:
+    one = Watched()
+    stored = await one.store.create(endpoint("a"))
+    one.view.restore([stored], {})
+    one.view.put_ahead(endpoint("a"))
+    async with asyncio.TaskGroup() as tasks:
+        following = [tasks.create_task(one.view.follow(kind)) for kind in INPUTS]
+        await one.view.in_sync.wait()
+        one.view.confirm(stored)
+        await one.settle()
+        assert one.interfaces == {"calia"}
+        one.view.drop(await one.store.delete(WorkloadEndpoint, "a", "red"))
+        await one.settle()
+        assert one.interfaces == set()
+        for task in following:
+            task.cancel()
+
+
 async def test_nothing_is_told_before_every_kind_is_known() -> None:
     one = Watched()
     await one.store.create(endpoint("a"))
@@ -93,6 +113,35 @@ async def test_what_the_agent_writes_itself_is_there_at_once(watched: Watched) -
     await watched.settle()  # the watch comes to tell of both
     assert watched.interfaces == set()
     assert all(len(state.endpoints) <= 1 for state in watched.states)
+
+
+async def test_pods_that_come_together_are_one_state(watched: Watched) -> None:
+    """Who comes while another is being attached waits for it a moment; who comes alone or last does not wait."""
+    alone = watched.view.put_ahead(endpoint("a"))
+    assert alone == watched.states[-1].generation
+    told = len(watched.states)
+    with watched.view.attaching():
+        first = watched.view.put_ahead(endpoint("b"))
+        second = watched.view.put_ahead(endpoint("c"))
+        assert len(watched.states) == told
+    last = watched.view.put_ahead(endpoint("d"))
+    assert first == second == last == watched.states[-1].generation
+    assert len(watched.states) == told + 1
+    assert watched.interfaces == {"calia", "calib", "calic", "calid"}
+    await asyncio.sleep(2 * views.GATHER)
+    assert len(watched.states) == told + 1
+
+
+async def test_pod_waits_for_no_attachment_that_hangs(watched: Watched) -> None:
+    told = len(watched.states)
+    with watched.view.attaching():
+        generation = watched.view.put_ahead(endpoint("a"))
+        for _ in range(1000):
+            if len(watched.states) > told:
+                break
+            await asyncio.sleep(views.GATHER / 3)
+    assert generation == watched.states[-1].generation
+    assert watched.interfaces == {"calia"}
 
 
 async def test_watch_that_is_ahead_has_told_it_already(watched: Watched) -> None:
@@ -128,7 +177,7 @@ async def test_deletions_are_not_remembered_for_ever(watched: Watched) -> None:
         watched.view.put(changed(endpoint(f"p{number}"), resource_version=str(2 * number + 1)))
         watched.view.drop(changed(endpoint(f"p{number}"), resource_version=str(2 * number + 2)))
     assert len(watched.view._tombstones) == views.TOMBSTONES
-    assert watched.view._revisions == {}
+    assert watched.view.objects(WorkloadEndpoint) == {}
 
 
 async def test_listing_drops_what_has_gone_meanwhile(watched: Watched) -> None:
@@ -136,7 +185,8 @@ async def test_listing_drops_what_has_gone_meanwhile(watched: Watched) -> None:
         await watched.store.create(endpoint(name))
     await watched.settle()
     assert watched.interfaces == {"calia", "calib"}
-    watched.view._replace(WorkloadEndpoint, (), str(watched.store._tail.revision))
+    judgement = watched.view.judge(WorkloadEndpoint, empty := Listing((), str(watched.store._tail.revision)))
+    watched.view.complete(WorkloadEndpoint, empty.revision, judgement.missing)
     await watched.settle()
     assert watched.interfaces == set()
 
@@ -223,6 +273,13 @@ def test_endpoint_of_another_network(handles: tuple[str, ...], there: bool) -> N
     assert elsewhere(endpoint("a"), "net", held) is there
 
 
+@pytest.mark.parametrize(("network", "there"), [("net", False), ("other", True)])
+def test_endpoint_that_says_its_network_is_believed(network: str, there: bool) -> None:
+    said = changed(endpoint("a"), annotations={NETWORK: network})
+    assert elsewhere(said, "net", []) is there
+    assert elsewhere(said, "net", [Holding("other.c", "red", "a")]) is there
+
+
 def test_valid_attachments_under_either_name() -> None:
     listed = [{"containerID": "a", "ifname": "eth0"}, {"containerid": "b"}, "noise"]
     assert valid_containers({"cni.dev/valid-attachments": listed}) == {"a", "b"}
@@ -280,3 +337,22 @@ def test_complaint_is_not_repeated_at_every_try(caplog: pytest.LogCaptureFixture
         seldom.warning("the datastore is away")
         seldom.warning("and so is BIRD")
     assert caplog.messages == ["the datastore is away", "and so is BIRD"]
+
+
+def test_complaints_about_thousands_of_nodes(caplog: pytest.LogCaptureFixture) -> None:
+    """They cost by their number, not by its square; and are said again after a while."""
+    import logging
+
+    now = [0.0]
+    seldom = Seldom(logging.getLogger("test"), lambda: now[0])
+    with caplog.at_level(logging.ERROR):
+        begun = time.process_time()
+        for number in range(20_000):
+            seldom.warning(f"node {number} is not reached")
+        assert time.process_time() - begun < 2
+    now[0] = 30.0
+    seldom.warning("another")
+    now[0] = 61.0
+    for text in ("another", "node 1 is not reached", "node 1 is not reached"):
+        seldom.warning(text)
+    assert caplog.messages == ["another", "node 1 is not reached"]

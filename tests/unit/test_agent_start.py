@@ -33,7 +33,7 @@ def test_module_has_the_options_of_the_command() -> None:
 
 
 def test_defaults_are_the_commands() -> None:
-    told = vars(options().parse_args(["--node", "a", "--datastore", "b"]))
+    told = vars(options().parse_args([]))
     app = typer.Typer()
     app.command()(agent)
     for parameter in typer.main.get_command(app).params:

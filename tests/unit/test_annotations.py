@@ -66,3 +66,8 @@ def test_families_that_are_not_listed_are_off() -> None:
     assert a.families({a.IP_FAMILIES: '["ipv4","IPv6"]'}, {a.IP_FAMILIES: '["IPv4"]'}) == (True, True)
     with pytest.raises(ConfigError, match='"IPv5" is neither IPv4 nor IPv6'):
         a.families({a.IP_FAMILIES: '["IPv5"]'}, {})
+
+
+def test_host_bits_of_a_source_prefix_do_not_count() -> None:
+    wanted = {a.ALLOWED_SOURCE_PREFIXES: '["10.1.2.3/8", "fd00::1/64", "8.8.8.8"]'}
+    assert a.source_prefixes(wanted) == ("10.0.0.0/8", "fd00::/64", "8.8.8.8/32")

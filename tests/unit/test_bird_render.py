@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from tortie.base.errors import ConfigError
 from tortie.bgp.sessions import ExplicitPeer, NextHop, Peer, Router, Scope, sessions
-from tortie.render.bird import Advertisement, BindMode, BirdConfig, LogLevel, Pool, render
+from tortie.render.bird import IPIP, Advertisement, BindMode, BirdConfig, LogLevel, Pool, render
 
 NODES = [
     Router(name=name, ipv4=IPv4Address(f"10.9.0.{number}"), ipv6=IPv6Address(f"fd00:9::{number}"))
@@ -39,288 +40,21 @@ NODE_A = BirdConfig(
     pools=(
         Pool(cidr=ip_network("192.168.0.0/16")),
         Pool(cidr=ip_network("172.16.0.0/16"), bgp_program=False),
-        Pool(cidr=ip_network("172.17.0.0/16"), bgp_program=False, blackholes=False),
+        Pool(cidr=ip_network("172.17.0.0/16"), ipip=IPIP.ALWAYS),
+        Pool(cidr=ip_network("172.18.0.0/16"), ipip=IPIP.CROSS_SUBNET),
         Pool(cidr=ip_network("10.77.0.0/16"), export_disabled=True),
         Pool(cidr=ip_network("fd01::/16")),
     ),
     services=(ip_network("10.96.0.0/12"),),
-    service_ranges=(ip_network("203.0.113.0/24"),),
+    kept_out=(ip_network("203.0.113.0/24"),),
+    subnet=ip_network("10.9.0.0/24"),
     ignored_interfaces=("eth9",),
     advertisements=(Advertisement(ip_network("192.168.0.0/16"), ((100, 6532), (100, 555, 107))),),
-    wireguard_peers=(IPv4Address("10.9.0.3"),),
     peers=sessions(NODES[0], NODES, [TOR]),
 )
 
-GOLDEN = """\
-# Written by tortie for BIRD 2. Do not edit: it is rewritten whenever the cluster changes.
-log stderr all;
-router id 10.9.0.1;
-graceful restart wait 240;
-
-# Local preference and kernel metric of a route add up to this.
-define TOP = 2147483647;
-
-protocol device {
-  debug { states };
-  scan time 2;
-}
-
-# Connected networks, to resolve next hops; they are not announced.
-protocol direct {
-  debug { states };
-  ipv4; ipv6;
-  interface -"eth9", -"cali*", -"kube-ipvs*", "*";
-}
-
-# -------- IPv4: this node is 10.9.0.1 --------
-
-# The kernel metric of an ordinary route. A smaller one is urgent.
-define NORMAL4 = 1024;
-
-function metric_to_preference4() {
-  if source = RTS_BGP && defined(bgp_local_pref) then krt_metric = TOP - bgp_local_pref;
-  else {
-    if !defined(krt_metric) then krt_metric = NORMAL4;
-    bgp_local_pref = TOP - krt_metric;
-  }
-}
-
-# An urgent route of a peer beats the kernel's (preference 10): the workload has moved there.
-filter from_peer4 {
-  if defined(bgp_local_pref) && bgp_local_pref > TOP - NORMAL4 then preference = 200;
-  accept;
-}
-
-# What peers are told. The first accept or reject decides.
-function announce4(bool same_as) {
-  # Pools with disableBGPExport.
-  if net ~ [ 10.77.0.0/16+ ] then reject;
-  # Other nodes' networks, reached through tunnels: those nodes announce them.
-  if same_as && defined(ifname) then {
-    if ifname ~ "*.cali" || ifname ~ "*.calico" || ifname ~ "tunl0" then reject;
-  }
-  # The same networks where the agent routes them without a tunnel.
-  if same_as && defined(krt_source) && krt_source = 80 then reject;
-  if defined(ifname) && ifname ~ "bpf*.cali" then reject;
-  if net ~ [ 192.168.0.0/16+ ] then {
-    bgp_community.add((100, 6532));
-    bgp_large_community.add((100, 555, 107));
-  }
-  # Own blocks go out whole; what is inside only when it is urgent.
-  if net ~ [
-    192.168.1.0/26,
-    192.168.1.64/26
-  ] then accept;
-  if net ~ [
-    192.168.1.0/26+,
-    192.168.1.64/26+
-  ] then {
-    if krt_metric < NORMAL4 then accept;
-    reject;
-  }
-  # Services.
-  if net ~ [ 10.96.0.0/12+ ] then accept;
-  # Anything else of a pool: addresses of other nodes' blocks that workloads here hold.
-  if net ~ [
-    172.16.0.0/16+,
-    172.17.0.0/16+,
-    192.168.0.0/16+
-  ] then accept;
-  reject;
-}
-filter to_ibgp4 { metric_to_preference4(); announce4(true); }
-filter to_ebgp4 { metric_to_preference4(); announce4(false); }
-
-# What BIRD writes to the FIB. The first accept or reject decides.
-filter to_kernel4 {
-  # The kernel has its connected routes already.
-  if source = RTS_DEVICE then reject;
-  # Services are announced, and answered by the service proxy.
-  if net ~ [
-    10.96.0.0/12+,
-    203.0.113.0/24+
-  ] then reject;
-  # The agent routes to these nodes through WireGuard.
-  if source = RTS_BGP && (bgp_next_hop = 10.9.0.3) then reject;
-  # The agent routes these pools; of them BIRD writes this node's blackholes only.
-  if source = RTS_STATIC && dest = RTD_BLACKHOLE && net ~ [ 172.16.0.0/16+ ] then accept;
-  # Pools that the agent routes.
-  if net ~ [
-    172.16.0.0/16+,
-    172.17.0.0/16+
-  ] then reject;
-  if source = RTS_BGP && !defined(krt_metric) then {
-    if defined(bgp_local_pref) then krt_metric = TOP - bgp_local_pref;
-    else krt_metric = NORMAL4;
-  }
-  accept;
-}
-
-# learn: the agent's routes. persist: the FIB outlives BIRD. metric 0: else every route gets metric 32.
-protocol kernel kernel4 {
-  learn;
-  persist;
-  scan time 2;
-  merge paths on;
-  graceful restart;
-  metric 0;
-  ipv4 { import all; export filter to_kernel4; };
-}
-
-# This node's blocks and services: announced, and dropped where nothing more specific is known.
-protocol static static4 {
-  ipv4;
-  route 10.96.0.0/12 blackhole;
-  route 192.168.1.0/26 blackhole;
-  route 192.168.1.64/26 blackhole;
-  route 10.9.0.9/32 via 10.9.0.254;
-}
-
-template bgp peer4 {
-  description "Connection to BGP peer";
-  debug { states, events };
-  multihop;
-  graceful restart;
-  connect delay time 2;
-  connect retry time 5;
-  error wait time 5,30;
-  ipv4 {
-    gateway recursive;
-    add paths on;
-    import filter from_peer4;
-    export none;
-  };
-}
-
-protocol bgp Global_10_9_0_9_port_1179 from peer4 {
-  local 10.9.0.1 as 64512;
-  neighbor 10.9.0.9 port 1179 as 64999;
-  ttl security on;
-  multihop 3;
-  password "it's secret";
-  keepalive time 10;
-  graceful restart time 200;
-  allow local as 2;
-  ipv4 { next hop self; export filter to_ebgp4; };
-}
-
-protocol bgp Mesh_10_9_0_2 from peer4 {
-  local 10.9.0.1 as 64512;
-  neighbor 10.9.0.2 as 64512;
-  ttl security off;
-  passive on;
-  ipv4 { export filter to_ibgp4; };
-}
-
-protocol bgp Mesh_10_9_0_3 from peer4 {
-  local 10.9.0.1 as 64512;
-  neighbor 10.9.0.3 as 64512;
-  ttl security off;
-  passive on;
-  ipv4 { export filter to_ibgp4; };
-}
-
-# -------- IPv6: this node is fd00:9::1 --------
-
-# The kernel metric of an ordinary route. A smaller one is urgent.
-define NORMAL6 = 1024;
-
-function metric_to_preference6() {
-  if source = RTS_BGP && defined(bgp_local_pref) then krt_metric = TOP - bgp_local_pref;
-  else {
-    if !defined(krt_metric) then krt_metric = NORMAL6;
-    bgp_local_pref = TOP - krt_metric;
-  }
-}
-
-# An urgent route of a peer beats the kernel's (preference 10): the workload has moved there.
-filter from_peer6 {
-  if defined(bgp_local_pref) && bgp_local_pref > TOP - NORMAL6 then preference = 200;
-  accept;
-}
-
-# What peers are told. The first accept or reject decides.
-function announce6(bool same_as) {
-  # Other nodes' networks, reached through tunnels: those nodes announce them.
-  if same_as && defined(ifname) then {
-    if ifname ~ "*.cali" || ifname ~ "*.calico" || ifname ~ "tunl0" then reject;
-  }
-  # The same networks where the agent routes them without a tunnel.
-  if same_as && defined(krt_source) && krt_source = 80 then reject;
-  if defined(ifname) && ifname ~ "bpf*.cali" then reject;
-  # Own blocks go out whole; what is inside only when it is urgent.
-  if net ~ [ fd01:1::/122 ] then accept;
-  if net ~ [ fd01:1::/122+ ] then {
-    if krt_metric < NORMAL6 then accept;
-    reject;
-  }
-  # Anything else of a pool: addresses of other nodes' blocks that workloads here hold.
-  if net ~ [ fd01::/16+ ] then accept;
-  reject;
-}
-filter to_ibgp6 { metric_to_preference6(); announce6(true); }
-filter to_ebgp6 { metric_to_preference6(); announce6(false); }
-
-# What BIRD writes to the FIB. The first accept or reject decides.
-filter to_kernel6 {
-  # The kernel has its connected routes already.
-  if source = RTS_DEVICE then reject;
-  if source = RTS_BGP && !defined(krt_metric) then {
-    if defined(bgp_local_pref) then krt_metric = TOP - bgp_local_pref;
-    else krt_metric = NORMAL6;
-  }
-  accept;
-}
-
-# learn: the agent's routes. persist: the FIB outlives BIRD. metric 0: else every route gets metric 32.
-protocol kernel kernel6 {
-  learn;
-  persist;
-  scan time 2;
-  merge paths on;
-  graceful restart;
-  metric 0;
-  ipv6 { import all; export filter to_kernel6; };
-}
-
-# This node's blocks and services: announced, and dropped where nothing more specific is known.
-protocol static static6 {
-  ipv6;
-  route fd01:1::/122 blackhole;
-}
-
-template bgp peer6 {
-  description "Connection to BGP peer";
-  debug { states, events };
-  multihop;
-  graceful restart;
-  connect delay time 2;
-  connect retry time 5;
-  error wait time 5,30;
-  ipv6 {
-    gateway recursive;
-    add paths on;
-    import filter from_peer6;
-    export none;
-  };
-}
-
-protocol bgp Mesh_fd00_9__2 from peer6 {
-  local fd00:9::1 as 64512;
-  neighbor fd00:9::2 as 64512;
-  ttl security off;
-  passive on;
-  ipv6 { export filter to_ibgp6; };
-}
-
-protocol bgp Mesh_fd00_9__3 from peer6 {
-  local fd00:9::1 as 64512;
-  neighbor fd00:9::3 as 64512;
-  ttl security off;
-  passive on;
-  ipv6 { export filter to_ibgp6; };
-}
-"""
+GOLDEN = (Path(__file__).parent / "golden" / "three-nodes.bird.conf").read_text()
+"""BIRD is asked of it, too, where there is one."""
 
 
 def test_a_node_of_three_with_both_families() -> None:
@@ -337,7 +71,7 @@ def test_the_order_of_the_input_means_nothing(random: Random) -> None:
 
     peers = list(NODE_A.peers)
     random.shuffle(peers)
-    names = ("blocks", "pools", "services", "service_ranges", "ignored_interfaces", "wireguard_peers")
+    names = ("blocks", "pools", "services", "kept_out", "ignored_interfaces")
     fields = {name: shuffled(getattr(NODE_A, name)) for name in names}
     assert render(replace(NODE_A, peers=tuple(peers), **fields)) == GOLDEN  # type: ignore[arg-type]
 
@@ -434,7 +168,7 @@ def test_a_route_reflector_passes_on_services_of_others() -> None:
         text = render(config)
         return "203.0.113.0/24+" in text[text.index("# Services.\n") : text.index("# Anything else of a pool")]
 
-    assert accepted(replace(NODE_A, route_reflector=True))
+    assert accepted(replace(NODE_A, passed_on=(ip_network("203.0.113.0/24"),)))
     assert not accepted(NODE_A)
 
 

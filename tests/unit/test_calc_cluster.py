@@ -22,7 +22,7 @@ from tortie.model.policy import GlobalNetworkPolicy, GlobalNetworkSet, NetworkPo
 from tortie.model.workload import WorkloadEndpoint
 from tortie.policy.rules import PolicyKey, SelectorSet
 from tortie.policy.selector import parse as selector
-from tortie.render.match import set_name
+from tortie.render.match import denial, set_name
 from tortie.render.nft import NftRenderer
 from tortie.render.ruleset import transaction
 
@@ -93,7 +93,7 @@ def members(state: DesiredState, text: str) -> set[str]:
 
 
 def settled(state: DesiredState) -> DesiredState:
-    return replace(state, generation=0)
+    return replace(state, generation=0, proxy=replace(state.proxy, generation=0))
 
 
 # --- any order, any detour -----------------------------------------------------------------------------------------
@@ -278,26 +278,33 @@ def test_a_new_pod_costs_its_own_chains_and_its_elements() -> None:
     assert transaction(after, before) == (
         "add chain inet tortie fw-caliredw\n"
         "add chain inet tortie tw-caliredw\n"
-        f"add element inet tortie {s4} {{ 10.244.1.20 }}\n"
-        f"add element inet tortie {s6} {{ fd00:244::20 }}\n"
-        "add rule inet tortie fw-caliredw ct state established,related counter return\n"
-        'add rule inet tortie fw-caliredw ct state invalid counter drop comment "invalid"\n'
-        "add rule inet tortie fw-caliredw meta mark set meta mark & 0xfffcffff\n"
-        'add rule inet tortie fw-caliredw udp dport 4789 counter drop comment "VXLAN from a pod"\n'
-        'add rule inet tortie fw-caliredw meta l4proto 4 counter drop comment "IPIP from a pod"\n'
-        "add rule inet tortie fw-caliredw meta mark set meta mark & 0xfffdffff\n"
-        "add rule inet tortie fw-caliredw jump po-profile/kns.red\n"
-        "add rule inet tortie fw-caliredw meta mark & 0x00010000 != 0 return\n"
-        'add rule inet tortie fw-caliredw counter drop comment "no-profile|caliredw|egress"\n'
-        "add rule inet tortie tw-caliredw ct state established,related counter return\n"
-        'add rule inet tortie tw-caliredw ct state invalid counter drop comment "invalid"\n'
-        "add rule inet tortie tw-caliredw meta mark set meta mark & 0xfffcffff\n"
-        "add rule inet tortie tw-caliredw meta mark set meta mark & 0xfffdffff\n"
-        "add rule inet tortie tw-caliredw jump pi-profile/kns.red\n"
-        "add rule inet tortie tw-caliredw meta mark & 0x00010000 != 0 return\n"
-        'add rule inet tortie tw-caliredw counter drop comment "no-profile|caliredw|ingress"\n'
-        'add element inet tortie from-workload { "caliredw" : goto fw-caliredw }\n'
-        'add element inet tortie to-workload { "caliredw" : goto tw-caliredw }\n'
+        f"add set inet tortie {s4} {{ type ipv4_addr; elements = {{ 10.244.1.20 }} }}\n"
+        f"add set inet tortie {s6} {{ type ipv6_addr; elements = {{ fd00:244::20 }} }}\n"
+        'add set inet tortie sources4 { type ifname . ipv4_addr; elements = { "caliredw" . 10.244.1.20 } }\n'
+        'add set inet tortie sources6 { type ifname . ipv6_addr; elements = { "caliredw" . fd00:244::20 } }\n'
+        'add set inet tortie workloads { type ifname; elements = { "caliredw" } }\n'
+        "add chain inet tortie fw-caliredw {\n"
+        "  ct state established,related return\n"
+        f"  ct state invalid {denial('invalid', 'dropped')}\n"
+        "  meta mark set meta mark & 0xfffcffff\n"
+        f"  udp dport 4789 {denial('VXLAN from a pod', 'dropped')}\n"
+        f"  meta l4proto 4 {denial('IPIP from a pod', 'dropped')}\n"
+        "  meta mark set meta mark & 0xfffdffff\n"
+        "  jump po-profile/kns.red\n"
+        "  meta mark & 0x00010000 != 0 return\n"
+        f"  {denial('no-profile|caliredw|egress')}\n"
+        "}\n"
+        "add chain inet tortie tw-caliredw {\n"
+        "  ct state established,related return\n"
+        f"  ct state invalid {denial('invalid', 'dropped')}\n"
+        "  meta mark set meta mark & 0xfffcffff\n"
+        "  meta mark set meta mark & 0xfffdffff\n"
+        "  jump pi-profile/kns.red\n"
+        "  meta mark & 0x00010000 != 0 return\n"
+        f"  {denial('no-profile|caliredw|ingress')}\n"
+        "}\n"
+        'add map inet tortie from-workload { type ifname : verdict; elements = { "caliredw" : goto fw-caliredw } }\n'
+        'add map inet tortie to-workload { type ifname : verdict; elements = { "caliredw" : goto tw-caliredw } }\n'
     )
     assert second.endpoints["calireddb"].policy is first.endpoints["calireddb"].policy
     key = PolicyKey("np", "red", "db")
@@ -311,7 +318,7 @@ def test_a_pod_elsewhere_costs_its_elements_only() -> None:
     before = renderer.render(cluster.state())
     cluster.put(pod("red", "w", "10.244.2.20", "n2", app="web"))
     lines = transaction(renderer.render(cluster.state()), before).splitlines()
-    assert [line.partition(" { ")[2] for line in lines] == ["10.244.2.20 }", "fd00:244::20 }"]
+    assert [line.partition(" elements = ")[2] for line in lines] == ["{ 10.244.2.20 } }", "{ fd00:244::20 } }"]
 
 
 def test_what_goes_away_takes_only_its_own_along() -> None:

@@ -6,10 +6,12 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tortie.calc.cluster import Cluster
-from tortie.calc.routing import seconds
+from tortie.calc.peerings import seconds
 from tortie.model.bgp import BGPConfiguration, BGPPeer
+from tortie.model.bgpfilter import BGPFilter
 from tortie.model.document import convert, shape
 from tortie.model.meta import Resource
 from tortie.model.node import Node
@@ -44,6 +46,52 @@ def sessions(here: str, *resources: Resource) -> dict[str, int]:
     routing = made.routing()
     assert routing is not None
     return {one.name: one.remote_as for one in routing.peers}
+
+
+# --- what is worked out anew ----------------------------------------------------------------------------------------
+
+FILTER = convert(BGPFilter, {"metadata": {"name": "f"}, "spec": {"importV4": [{"action": "Reject"}]}})
+PLAIN = peer(nodeSelector="all()", peerIP="10.0.0.9", asNumber=65001, filters=["f", "gone"])
+WRONG = shape(BGPPeer, {"metadata": {"name": "wrong"}, "spec": {"peerIP": "fe80::9", "asNumber": 65001}})
+
+
+@pytest.mark.parametrize("one", [FILTER, PLAIN, WRONG], ids=["filter", "peer", "peer that cannot be"])
+def test_a_status_makes_no_session_anew(one: BGPFilter | BGPPeer) -> None:
+    """Nodes write their conditions there, each its own, and every node hears of every one."""
+    made = cluster("a", node("a", 1), node("b", 2), FILTER, PLAIN, WRONG)
+    before, problems = made.routing(), dict(made.state() and made.problems)
+    made.put(replace(one, status={"conditions": [{"type": "tortie.dev/NotApplied-b"}]}))
+    assert made.routing() is before
+    assert (made.state() and made.problems) == problems
+    assert {"BGPPeer wrong", "filter gone of BGPPeer peer"} <= problems.keys()
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        (peer(nodeSelector="all()", peerIP="10.0.0.8", asNumber=65001), {"Mesh_10_0_0_2", "Node_10_0_0_8"}),
+        (
+            shape(BGPPeer, {"metadata": {"name": "peer"}, "spec": {"peerIP": "fe80::9", "asNumber": 1}}),
+            {"Mesh_10_0_0_2"},
+        ),
+    ],
+    ids=["another", "one that cannot be"],
+)
+def test_a_spec_makes_them_anew(other: BGPPeer, expected: set[str]) -> None:
+    made = cluster("a", node("a", 1, six=False), node("b", 2, six=False), PLAIN)
+
+    def names() -> set[str]:
+        routing = made.routing()
+        assert routing is not None
+        return {one.name for one in routing.peers}
+
+    assert names() == {"Mesh_10_0_0_2", "Node_10_0_0_9"}
+    made.put(other)
+    assert names() == expected
+    made.put(PLAIN)
+    assert names() == {"Mesh_10_0_0_2", "Node_10_0_0_9"}
+    made.drop(BGPPeer, "", "peer")
+    assert names() == {"Mesh_10_0_0_2"}
 
 
 # --- in reverse -----------------------------------------------------------------------------------------------------
@@ -152,12 +200,29 @@ BAD: dict[str, tuple[type[Resource], dict[str, Any]]] = {
     "address": (BGPPeer, {"peerIP": "fe80::1%eth0 x", "asNumber": 1}),
     "time": (BGPPeer, {"peerIP": "10.0.0.9", "asNumber": 1, "keepaliveTime": "soon"}),
     "AS": (BGPPeer, {"peerIP": "10.0.0.9", "asNumber": "x"}),
-    "secret": (BGPPeer, {"peerIP": "10.0.0.9", "asNumber": 1, "password": {"secretKeyRef": {"name": "s"}}}),
+    "AS 0": (BGPPeer, {"peerIP": "10.0.0.9", "asNumber": 0}),
+    "link-local address": (BGPPeer, {"peerIP": "fe80::9", "asNumber": 1}),
+    "keepalive time": (BGPPeer, {"peerIP": "10.0.0.9", "asNumber": 1, "keepaliveTime": "241s"}),
+    "local AS count": (BGPPeer, {"peerIP": "10.0.0.9", "asNumber": 1, "numAllowedLocalASNumbers": -1}),
+    "workloads": (BGPPeer, {"localWorkloadSelector": "has(", "asNumber": 1}),
     "node's address": (Node, {"bgp": {"ipv4Address": "nowhere"}}),
     "node's family": (Node, {"bgp": {"ipv4Address": "fd00::1/64"}}),
     "node's AS": (Node, {"bgp": {"ipv4Address": "10.0.0.3/24", "asNumber": "x"}}),
+    "node's AS 0": (Node, {"bgp": {"ipv4Address": "10.0.0.3/24", "asNumber": 0}}),
+    "node's link-local address": (Node, {"bgp": {"ipv6Address": "fe80::3/64"}}),
     "cluster id": (Node, {"bgp": {"ipv4Address": "10.0.0.3/24", "routeReflectorClusterID": "1; drop"}}),
     "restart time": (BGPConfiguration, {"nodeMeshMaxRestartTime": "soon"}),
+    "community": (BGPConfiguration, {"prefixAdvertisements": [{"cidr": "10.0.0.0/8", "communities": ["x"]}]}),
+    "services": (BGPConfiguration, {"serviceClusterIPs": [{"cidr": "10.96.0.1/12"}]}),
+    "interface": (BGPConfiguration, {"ignoredInterfaces": ['eth0"; bad']}),
+    "workloads' address": (BGPConfiguration, {"localWorkloadPeeringIPV4": "nowhere"}),
+    "filter's cidr": (BGPFilter, {"importV4": [{"action": "Accept", "cidr": "fd00::/8", "matchOperator": "In"}]}),
+    "filter's lengths": (
+        BGPFilter,
+        {"exportV4": [{"action": "Reject", "cidr": "10.0.0.0/24", "matchOperator": "In", "prefixLength": {"max": 20}}]},
+    ),
+    "filter's communities": (BGPFilter, {"importV6": [{"action": "Accept", "communities": {"values": []}}]}),
+    "filter's operation": (BGPFilter, {"importV6": [{"action": "Accept", "operations": [{}]}]}),
 }
 
 
@@ -172,6 +237,12 @@ def test_one_bad_object_stops_nothing_else(which: str) -> None:
     routing = made.routing()
     assert routing is not None
     assert {one.name for one in routing.peers} == {"Mesh_10_0_0_2", "Mesh_fd00__2"}
+
+
+@pytest.mark.parametrize("text", ["nowhere", "fe80::1"])
+def test_a_bad_address_for_workloads_names_its_field(text: str) -> None:
+    bad = shape(BGPConfiguration, {"metadata": {"name": "default"}, "spec": {"localWorkloadPeeringIPV6": text}})
+    assert cluster("a", bad).problems[bad.title].startswith(f'spec.localWorkloadPeeringIPV6: "{text}" is not an ')
 
 
 def test_seconds() -> None:

@@ -51,8 +51,21 @@ def test_a_selection_follows_the_nodes_labels() -> None:
     assert seen == ["s", "calico-packet", "s"]
 
 
-@pytest.mark.parametrize("spec", [{"natOutgoingAddress": "nowhere"}, {"nodeSelector": "has("}])
-def test_what_cannot_be_understood_counts_as_absent(spec: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"natOutgoingAddress": "nowhere"},
+        {"nodeSelector": "has("},
+        {"logActionRateLimit": "10 per second"},
+        {"logActionRateLimit": "0/second"},
+        {"logActionRateLimit": 10},
+        {"logActionRateLimit": "10/second\n"},
+        {"logActionRateLimitBurst": "5"},
+        {"logActionRateLimitBurst": 10000},
+        {"logActionRateLimitBurst": True},
+    ],
+)
+def test_what_cannot_be_understood_counts_as_absent(spec: dict[str, object]) -> None:
     cluster = Cluster("n1")
     cluster.put(felix("default", "d"))
     cluster.put(felix("node.n1", "o", **spec))

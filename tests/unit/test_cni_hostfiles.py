@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tortie.base.errors import ConfigError, KernelError
-from tortie.cni.hostfiles import HostFiles, host_files, install, uninstall
+from tortie.cni.hostfiles import HostFiles, absent, host_files, install, uninstall
 
 
 def files_in(tmp_path: Path, **env: str) -> HostFiles:
@@ -43,6 +43,22 @@ def test_installing_twice_changes_nothing_and_uninstalling_leaves_nothing(tmp_pa
     assert len(uninstall(files)) == 3
     assert everything(tmp_path) == {"bin/bridge"}
     assert uninstall(files) == []
+
+
+def test_plugins_that_the_network_names_and_nobody_has_installed_are_told(tmp_path: Path) -> None:
+    files = files_in(tmp_path)
+    assert absent(files) == ["calico", "calico-ipam", "portmap"]
+    install(files)
+    assert absent(files) == ["portmap"]
+    (tmp_path / "bin" / "portmap").write_text("")
+    assert absent(files) == []
+    for odd, wanted in (
+        ('{"type": "calico", "ipam": {"type": "dhcp"}}', ["dhcp"]),
+        ('{"plugins": [1, {"ipam": "x"}]}', []),
+        ('{"plugins": "all"}', []),
+        ("{}", []),
+    ):
+        assert absent(files_in(tmp_path, CNI_NETWORK_CONFIG=odd)) == wanted
 
 
 def test_a_plugin_of_the_same_name_that_is_not_ours_stays(tmp_path: Path) -> None:

@@ -627,7 +627,22 @@ def test_the_protocol_costs_a_plugin_no_heavy_import():
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "tortie.cni.spec" in loaded
-    assert not loaded & {"asyncio", "socket", "subprocess", "msgspec", "ipaddress", "logging", "pathlib", "tempfile"}
+    heavy = {"dataclasses", "enum", "json", "re", "socket", "subprocess", "typing", "msgspec", "logging"}
+    assert not loaded & (heavy | {"asyncio", "ipaddress", "pathlib", "tempfile"})
     assert {name for name in loaded if name.startswith("tortie.")} == {
-        *("tortie.base", "tortie.base.errors", "tortie.cni", "tortie.cni.spec", "tortie.cni.result")
+        *("tortie.base", "tortie.base.errors", "tortie.base.record"),
+        *("tortie.cni", "tortie.cni.gojson", "tortie.cni.spec", "tortie.cni.result"),
     }
+
+
+@pytest.mark.parametrize(
+    "conf", [r'{"name": "n", "type": "t", "bridge": "a\u0000b"}', r'{"name": "n", "x": [{"\u0000": 1}]}']
+)
+def test_a_nul_character_is_refused_wherever_it_is(conf):
+    with pytest.raises(CniError, match="a string has a NUL character in it"):
+        read_call(ENV, conf.encode())
+
+
+def test_the_spelling_of_a_nul_character_is_none():
+    call = read_call(ENV, rb'{"name": "n", "type": "t", "comment": "a\\u0000b"}')
+    assert call.conf["comment"] == r"a\u0000b"

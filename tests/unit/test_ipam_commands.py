@@ -15,12 +15,22 @@ from msgspec.structs import replace
 
 from ipam_cluster import matches
 from tortie.base.addr import parse_ip, parse_net
-from tortie.base.errors import NotFound
+from tortie.base.errors import ConfigError, NotFound
 from tortie.cli.ipam_text import boxed
 from tortie.cli.main import main
 from tortie.ipam.assign import Ipam
 from tortie.ipam.ledger import Ledger
-from tortie.model.ipam import IPAMBlock, IPAMConfig, IPAMHandle, IPPool, IPPoolSpec, IPReservation, IPReservationSpec
+from tortie.ipam.retire import retire
+from tortie.model.ipam import (
+    BlockAffinity,
+    IPAMBlock,
+    IPAMConfig,
+    IPAMHandle,
+    IPPool,
+    IPPoolSpec,
+    IPReservation,
+    IPReservationSpec,
+)
 from tortie.model.k8s import Container, Pod, PodSpec, PodStatus
 from tortie.model.meta import Metadata, Resource
 from tortie.model.node import Node
@@ -388,3 +398,58 @@ def test_one_pass_of_the_controllers(tortie: Shell) -> None:
     assert (tortie.held(), tortie.held("net.c2")) == ([], ["10.65.2.0"])
     assert "released 10.65.1.0 (red/web on node1)" in tortie.err
     tortie("controllers", "--once", "--leak-grace-period=soon", status=2)
+
+
+# -------------------------------------------------------------------------------------------------- deleting a pool
+
+
+def test_deleting_a_pool_ends_its_claims_and_leaves_what_is_in_use(tortie: Shell) -> None:
+    tortie.put(pool("10.66.0.0/16", "other"))
+    tortie.assign("10.65.0.1")
+    tortie.assign("10.66.0.1", handle="net.other")
+    tortie.assign("10.65.9.1", handle="net.gone")
+    tortie.release("net.gone")
+    assert tortie("delete", "ippool", "main").startswith("ippool/main deleted\n")
+
+    async def left(store: Store) -> tuple[list[str], dict[str, str | None], list[str]]:
+        pools, blocks = (await store.list(IPPool)).items, (await store.list(IPAMBlock)).items
+        affinities = (await store.list(BlockAffinity)).items
+        owners = {block.spec.cidr: block.spec.affinity for block in blocks}
+        return [each.name for each in pools], owners, [each.spec.cidr for each in affinities]
+
+    found = {"10.65.0.0/26": None, "10.66.0.0/26": "host:node1"}
+    assert tortie.ask(left) == (["other"], found, ["10.66.0.0/26"])
+    tortie.release("net.c1")
+    assert tortie.ask(left) == (["other"], {"10.66.0.0/26": "host:node1"}, ["10.66.0.0/26"])
+
+
+def test_a_pool_that_is_being_deleted_is_closed_before_its_claims_end(tortie: Shell) -> None:
+    """Who asks for an address meanwhile gets none of it, and makes no claim that would outlive it."""
+
+    async def run(store: Store) -> None:
+        deleting = asyncio.create_task(retire(store, "main", now, rest=0.3))
+        async for batch in store.watch(IPPool, (await store.list(IPPool)).revision):
+            assert [event.object.spec.disabled for event in batch] == [True]
+            break
+        with pytest.raises(ConfigError, match="no enabled IPv4 pool"):
+            await Ipam(store, "node1", now, matches).auto_assign(1, handle="h", attrs={})
+        await deleting
+
+    tortie.ask(run)
+    tortie("delete", "ippool", "main", status=1)
+    assert "resource does not exist: IPPool(main)" in tortie.err
+
+
+def test_deleting_a_pool_goes_on_where_it_was_cut_short(tortie: Shell) -> None:
+    tortie.assign("10.65.0.1")
+
+    async def cut_short(store: Store) -> bool:
+        deleting = asyncio.create_task(retire(store, "main", now, rest=60))
+        async for _ in store.watch(IPPool, (await store.list(IPPool)).revision):
+            break
+        deleting.cancel()
+        await asyncio.gather(deleting, return_exceptions=True)
+        return (await store.get(IPPool, "main")).spec.disabled
+
+    assert tortie.ask(cut_short)
+    assert tortie("delete", "ippool", "main").startswith("ippool/main deleted\n")

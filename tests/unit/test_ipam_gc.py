@@ -21,6 +21,8 @@ from tortie.ipam.leak import Standing, verdict
 from tortie.ipam.ledger import Ledger
 from tortie.ipam.survey import Survey, survey
 from tortie.model.bgp import BGPConfiguration, BGPPeer, BGPPeerSpec
+from tortie.model.bgpfilter import BGPFilter
+from tortie.model.hostendpoint import HostEndpoint, HostEndpointSpec
 from tortie.model.ipam import IPAMBlock, IPPool
 from tortie.model.k8s import Container, K8sNode, Pod, PodIP, PodSpec, PodStatus
 from tortie.model.meta import Metadata, changed
@@ -129,7 +131,6 @@ async def test_endpoint_keeps_its_address_as_long_as_its_pod_is_there(town: Town
     [
         ({"type": "loadBalancer", "service": "x"}, "it was assigned neither to a pod nor to a tunnel"),
         ({"pod": "a"}, "it was assigned neither to a pod nor to a tunnel"),
-        ({"pod": "a", "namespace": "red", "vmi-name": "vm"}, 'it belongs to the virtual machine "vm"'),
     ],
 )
 async def test_owner_that_cannot_be_asked(town: Town, attrs: dict[str, str], reason: str) -> None:
@@ -302,6 +303,39 @@ async def test_locked_datastore_is_left_alone(town: Town) -> None:
     assert decide(await town.survey(), memory) == Decision(memory=memory)
 
 
+async def test_handle_of_a_release_that_died_is_counted_anew(town: Town) -> None:
+    """The block was written, the handle was not, and the node that would have tried again is gone."""
+    ips = await town.assign(count=2)
+    await town.pod(*ips)
+    net = (await town.survey()).blocks[0].spec.net
+    await town.ledger().count_up("net.dead", net, 1)
+    await town.ledger().count_up("net.a", net, 3)
+    gc = town.gc()
+    await gc.run_once()
+    assert await town.findings()  # it may be an assignment under way
+    town.now += GRACE + SOON
+    assert await gc.run_once() == 0
+    assert await town.held() == {str(ip) for ip in ips}
+    assert not await town.findings()
+    assert "net.dead" not in {handle.name for handle in (await town.survey()).handles}
+
+
+async def test_handle_that_is_written_again_waits_anew(town: Town) -> None:
+    (ip,) = await town.assign()
+    await town.pod(ip)
+    net = (await town.survey()).blocks[0].spec.net
+    gc = town.gc()
+    await town.ledger().count_up("net.a", net, 1)
+    await gc.run_once()
+    town.now += GRACE
+    await town.ledger().count_up("net.a", net, 1)
+    town.now += SOON
+    await gc.run_once()
+    assert await town.findings()
+    town.now += GRACE + SOON
+    await gc.run_once()
+
+
 # ------------------------------------------------------------------------------------------- blocks and cooling down
 
 
@@ -435,13 +469,15 @@ async def test_endpoints_of_a_node_that_is_gone(town: Town) -> None:
 
 async def test_settings_of_a_node_go_only_if_it_has_been_seen(town: Town) -> None:
     for name in ("node1", "node9"):
+        host = HostEndpointSpec(node=name, interface_name="eth0")
+        await town.store.create(HostEndpoint(metadata=Metadata(name=f"host-{name}"), spec=host))
         await town.store.create(BGPPeer(metadata=Metadata(name=f"peer-{name}"), spec=BGPPeerSpec(node=name)))
         await town.store.create(FelixConfiguration(metadata=Metadata(name=f"node.{name}")))
         await town.store.create(BGPConfiguration(metadata=Metadata(name=f"node.{name}")))
     await town.store.create(FelixConfiguration(metadata=Metadata(name="default")))
 
     async def left() -> set[str]:
-        kinds = (BGPPeer, FelixConfiguration, BGPConfiguration)
+        kinds = (HostEndpoint, BGPPeer, FelixConfiguration, BGPConfiguration)
         return {each.name for kind in kinds for each in (await town.store.list(kind)).items}
 
     cleanup = NodeCleanup(town.store)
@@ -450,7 +486,32 @@ async def test_settings_of_a_node_go_only_if_it_has_been_seen(town: Town) -> Non
     await NodeCleanup(town.store).run_once()  # has not seen it
     assert "node.node1" in await left()
     assert await cleanup.run_once() == 0
-    assert await left() == {"default", "node.node9", "peer-node9"}
+    assert await left() == {"default", "node.node9", "peer-node9", "host-node9"}
+
+
+async def test_what_a_node_told_on_objects_goes_with_it(town: Town) -> None:
+    def told(*nodes: str) -> list[dict[str, str]]:
+        return [{"type": f"tortie.dev/NotApplied-{name}", "status": "True"} for name in nodes]
+
+    other = {"type": "Ready", "status": "True"}
+    strange = {"conditions": ["x", *told("gone"), other, *told("node1")], "kept": 1}
+    await town.store.create(BGPPeer(metadata=Metadata(name="both"), spec=BGPPeerSpec(), status=strange))
+    await town.store.create(BGPFilter(metadata=Metadata(name="all"), status={"conditions": told("gone", "gone2")}))
+    await town.store.create(BGPFilter(metadata=Metadata(name="text"), status="x"))
+    cleanup = NodeCleanup(town.store)
+    assert list(map(str, node.cleared(await node.read(town.store)))) == [
+        "clear conditions of BGPPeer both: gone is gone",
+        "clear conditions of BGPFilter all: gone and gone2 are gone",
+    ]
+    assert await cleanup.run_once() == 0
+    peer = await town.store.get(BGPPeer, "both")
+    assert peer.status == {"conditions": [other, *told("node1")], "kept": 1}
+    assert {each.name: each.status for each in (await town.store.list(BGPFilter)).items} == {"all": None, "text": "x"}
+    assert await cleanup.run_once() == 0
+    assert (await town.store.get(BGPPeer, "both")).metadata.resource_version == peer.metadata.resource_version
+    await town.store.delete(Node, "node1")
+    await cleanup.run_once()
+    assert (await town.store.get(BGPPeer, "both")).status == {"conditions": [other], "kept": 1}
 
 
 # ------------------------------------------------------------------------------------------------------ the program

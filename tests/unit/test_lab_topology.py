@@ -7,7 +7,8 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 import pytest
 
 from tortie.base.errors import ConfigError
-from tortie.lab.topology import MAX_NODES, lab_of_namespace, names, prefix, topology
+from tortie.lab.blueprint import MAX_NODES
+from tortie.lab.topology import lab_of_namespace, names, prefix, topology
 
 
 def test_three_nodes_and_the_outside_host() -> None:
@@ -19,13 +20,16 @@ def test_three_nodes_and_the_outside_host() -> None:
         IPv4Interface("198.51.100.9/24"),
         IPv6Interface("2001:db8:9::9/64"),
     )
-    assert lab.bridge_addresses == ("172.30.0.1/24", "fd00:172:30::1/64")
+    assert lab.router(lab.blueprint.racks[0].router).bridge == ("172.30.0.1/24", "fd00:172:30::1/64")
     assert lab.uplink_addresses == ("198.51.100.1/24", "2001:db8:9::1/64")
 
 
 def test_every_gateway_is_on_the_link_of_its_host() -> None:
     lab = topology()
-    gateways = {str(ip_interface(cidr).ip) for cidr in (*lab.bridge_addresses, *lab.uplink_addresses)}
+    gateways = {
+        str(ip_interface(cidr).ip)
+        for cidr in (*lab.router(lab.blueprint.racks[0].router).bridge, *lab.uplink_addresses)
+    }
     for host in lab.hosts:
         assert {host.gateway, host.gateway6} <= gateways
         assert IPv4Interface(f"{host.gateway}/24").network == host.ipv4.network
@@ -64,6 +68,7 @@ def test_no_lab_owns_the_namespaces_of_another() -> None:
     assert lab_of_namespace("tortie-a-node1") == "a"
     assert lab_of_namespace("tortie-a-pod-red.web-0") == "a"
     assert lab_of_namespace("tortie-ab-node1") == "ab"
+    assert lab_of_namespace("tortie-a-router-tor-a") == "a"
     assert lab_of_namespace("tortie-a-else") is None
     assert lab_of_namespace("my-tortie-a-node1") is None
     lab = topology("a")

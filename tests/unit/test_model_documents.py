@@ -139,7 +139,8 @@ IDENTITY = [
     (calico("IPPool", "{cidr: 10.0.0.0/8}", "Pool"), f'IPPool Pool: metadata.name: "Pool" {NAME_RULE}'),
     (calico("IPPool", "{cidr: 10.0.0.0/8}", "a..b"), f'IPPool a..b: metadata.name: "a..b" {NAME_RULE}'),
     (calico("IPPool", "{cidr: 10.0.0.0/8}", "p", "red"),
-     "IPPool red/p: metadata.namespace: IPPool is not a namespaced resource"),
+     "IPPool red/p: metadata.namespace: namespace should not be specified for a non-namespaced resource. "
+     "IPPool is not a namespaced resource"),
     (calico("NetworkSet", "{}", "s", "Red"),
      'NetworkSet Red/s: metadata.namespace: "Red" must be lower-case letters, digits and "-", at most 63'),
     (namespace('{name: a, labels: {"a b": x}}'), 'Namespace a: metadata.labels[a b]: "a b" is not a label name'),

@@ -50,7 +50,7 @@ def of_type(expected: Any, name: str = "") -> st.SearchStrategy[Any]:
     structured = isinstance(expected, type) and issubclass(expected, msgspec.Struct)
     if origin is Literal:
         return st.sampled_from(args)
-    if name in LIKELY and origin is not tuple and not structured:
+    if name in LIKELY and origin not in (tuple, dict) and not structured:
         return st.sampled_from(LIKELY[name])
     if origin is Annotated:
         limits = next((note for note in args[1:] if isinstance(note, msgspec.Meta)), msgspec.Meta())

@@ -102,6 +102,26 @@ PEER_BYTES = bytes_of("""
 """)
 PEER_VALUES = {"linkinfo": {"kind": "veth", "data": {"peer": {"ifname": "b", "net_ns_fd": 5}}}}
 
+NETKIT_BYTES = bytes_of("""
+    00 00 0000 00000000 00000000 00000000
+    5000 1280                                       # IFLA_LINKINFO
+      0b00 0100 6e65746b697400 00                   #   "netkit"
+      4000 0280                                     #   IFLA_INFO_DATA
+        2400 0100                                   #     IFLA_NETKIT_PEER_INFO: an ifinfomsg and its attributes
+          00 00 0000 00000000 00000000 00000000
+          0600 0300 6200 0000                       #       IFLA_IFNAME "b"
+          0800 1c00 05000000                        #       IFLA_NET_NS_FD 5
+        0800 0500 00000000                          #     IFLA_NETKIT_MODE NETKIT_L2
+        0800 0300 00000000                          #     IFLA_NETKIT_POLICY NETKIT_PASS
+        0800 0400 00000000                          #     IFLA_NETKIT_PEER_POLICY NETKIT_PASS
+""")
+NETKIT_VALUES = {
+    "linkinfo": {
+        "kind": "netkit",
+        "data": {"peer": {"ifname": "b", "net_ns_fd": 5}, "mode": 0, "policy": 0, "peer_policy": 0},
+    }
+}
+
 ADDRESS_BYTES = bytes_of("""
     0a 40 02 fd 09000000                           # ifaddrmsg: family, prefixlen, flags, scope, index
     1400 0200 fe800000000000000000000000000001     # IFA_LOCAL
@@ -150,6 +170,7 @@ RULE_VALUES = {
 GOLDEN = [
     pytest.param("link", LINK_BYTES, LINK_VALUES, id="link"),
     pytest.param("link", PEER_BYTES, PEER_VALUES, id="veth-peer"),
+    pytest.param("link", NETKIT_BYTES, NETKIT_VALUES, id="netkit-peer"),
     pytest.param("route", ROUTE_BYTES, ROUTE_VALUES, id="route"),
     pytest.param("route", MULTIPATH_BYTES, MULTIPATH_VALUES, id="multipath"),
     pytest.param("address", ADDRESS_BYTES, ADDRESS_VALUES, id="address"),

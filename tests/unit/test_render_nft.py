@@ -22,7 +22,8 @@ from tortie.calc.state import DesiredState
 from tortie.model.document import parse
 from tortie.policy.rules import PolicyRule, Side
 from tortie.policy.translate import policy_of
-from tortie.render.match import fit, rule_lines
+from tortie.render.denials import TOLD, denial_chains, number
+from tortie.render.match import denial, fit, rule_lines
 from tortie.render.nft import NftRenderer
 from tortie.render.ruleset import Chain, Remains, Ruleset, Set, transaction
 
@@ -132,6 +133,8 @@ class Table:
     chains: dict[str, Chain] = field(default_factory=dict)
     sets: dict[str, Set] = field(default_factory=dict)
     there: bool = False
+    declared: set[str] = field(default_factory=set, compare=False)
+    """The sets that nft has read of in the script: it does not ask the kernel for those that a chain's block names."""
 
     @classmethod
     def of(cls, ruleset: Ruleset) -> Table:
@@ -140,13 +143,31 @@ class Table:
     def run(self, script: str, table: str = "inet tortie") -> Table:
         """After the script. Raises Refused, and then nothing has happened."""
         after = Table(dict(self.chains), dict(self.sets), self.there)
+        block = ""
         for line in script.splitlines():
+            if block:
+                block = after._within(block, line)
+                continue
             words = line.split(maxsplit=4)
             if f"{words[2]} {words[3]}" != table:
                 raise Refused(f"not our table: {line}")
             rest = words[4] if len(words) > 4 else ""
+            if words[1] == "chain" and rest.endswith(" {"):
+                block = rest.removesuffix(" {")
+                after._chain(block)
+                continue
             getattr(after, f"_{words[0]}_{words[1]}")(*rest.split(maxsplit=1))
         return after
+
+    def _within(self, name: str, line: str) -> str:
+        """A line of a chain's block; the answer is the chain if the block goes on."""
+        if line == "}":
+            return ""
+        self._need(line.startswith("  "), f"no rule: {line}")
+        named = {found for _, found in _REFERENCE.findall(line) if found}
+        self._need(named <= self.declared, f"{line}: {named - self.declared} is not declared")
+        self._add_rule(name, line.strip())
+        return name
 
     def _add_table(self) -> None:
         self.there = True
@@ -185,9 +206,14 @@ class Table:
 
     def _add_set(self, name: str, spec: str, is_map: bool = False) -> None:
         self._need(self.there, "no table")
-        new = Set(spec.removeprefix("{ ").removesuffix(" }"), frozenset(), is_map)
+        text, _, elements = spec.removeprefix("{ ").removesuffix(" }").partition(" elements = ")
+        new = Set(text, frozenset(), is_map)
         old = self.sets.setdefault(name, new)
         self._need((old.spec, old.is_map) == (new.spec, is_map), f"set {name} exists and is of another kind")
+        self.declared.add(name)
+        if elements:
+            self._need(not old.has_intervals, f"{name}: nft does not see which networks would overlap")
+            self._add_element(name, elements)
 
     def _add_map(self, name: str, spec: str) -> None:
         self._add_set(name, spec, True)
@@ -333,8 +359,9 @@ def test_a_set_that_changes_its_type_takes_nothing_else_along() -> None:
         "delete set inet tortie s",
         "add set inet tortie s { type ipv4_addr; flags interval; }",
         "add element inet tortie s { 10.0.0.0/8 }",
-        "flush chain inet tortie c",
-        "add rule inet tortie c ip saddr @s accept",
+        "add chain inet tortie c {",
+        "  ip saddr @s accept",
+        "}",
     ]
 
 
@@ -362,9 +389,11 @@ def test_what_changes_little_is_written_as_little() -> None:
     )
     assert transaction(want, have).splitlines() == [
         "delete element inet tortie s { 10.0.0.1 }",
-        "add element inet tortie s { 10.0.0.3 }",
+        "add set inet tortie s { type ipv4_addr; elements = { 10.0.0.3 } }",
         "flush chain inet tortie c",
-        "add rule inet tortie c drop",
+        "add chain inet tortie c {",
+        "  drop",
+        "}",
     ]
 
 
@@ -375,6 +404,7 @@ def test_the_model_refuses_what_the_kernel_refuses() -> None:
         "add rule inet tortie c jump nowhere",
         "add rule inet tortie c ip saddr @nothing drop",
         "add rule inet tortie nowhere accept",
+        "add chain inet tortie c {\n  ip saddr @s drop\n}",
         "delete element inet tortie s { 10.0.0.1 }",
         "add rule inet tortie c ip saddr @s drop\ndelete set inet tortie s",
         "add rule inet tortie c accept\ndelete chain inet tortie c",
@@ -411,7 +441,7 @@ def test_each_subset_of_a_small_node_leads_to_each_other() -> None:
 
 def test_long_lists_of_elements_are_cut_into_lines() -> None:
     want = Ruleset({}, {"s": Set(PLAIN, frozenset(f"10.0.{i // 256}.{i % 256}" for i in range(1234)))})
-    lines = [line for line in transaction(want, Ruleset()).splitlines() if line.startswith("add element")]
+    lines = [line for line in transaction(want, Ruleset()).splitlines() if "elements" in line]
     assert [line.count(",") + 1 for line in lines] == [500, 500, 234]
 
 
@@ -425,10 +455,10 @@ def lines(text: str) -> list[str]:
         f"spec: {{ingress: [{{action: Deny{text}}}]}}}}"
     )
     (rule,) = policy_of(parse(document)[0]).ingress  # type: ignore[arg-type]
-    ending = ' counter drop comment "id"'
-    found = list(rule_lines(rule, "id", "Drop", "log"))
-    assert all(line.endswith(ending.strip()) for line in found)
-    return [line.removesuffix(ending.strip()).strip() for line in found]
+    ending = denial("id")
+    found = list(rule_lines(rule, "id", "log"))
+    assert all(line.endswith(ending) for line in found)
+    return [line.removesuffix(ending).strip() for line in found]
 
 
 @pytest.mark.parametrize(
@@ -481,14 +511,14 @@ def test_networks_of_both_families_never_make_an_empty_list() -> None:
     """Admission refuses such a rule; rendered it must be one that nft can read, or all policy stands still."""
     v4, v6 = (parse_nets("10.0.0.0/8"), parse_nets("2001:db8::/32"))
     both = PolicyRule("Deny", source=Side(nets=v4 + v6))
-    assert [line.partition(" counter")[0] for line in rule_lines(both, "id", "Drop", "")] == [
+    assert [line.partition(" counter")[0] for line in rule_lines(both, "id", "")] == [
         "ip saddr 10.0.0.0/8",
         "ip6 saddr 2001:db8::/32",
     ]
     neither = PolicyRule("Deny", source=Side(nets=v4, not_nets=v6))
-    assert list(rule_lines(neither, "id", "Drop", "")) == []
+    assert list(rule_lines(neither, "id", "")) == []
     apart = PolicyRule("Deny", source=Side(nets=v4), destination=Side(nets=v6))
-    assert list(rule_lines(apart, "id", "Drop", "")) == []
+    assert list(rule_lines(apart, "id", "")) == []
 
 
 def parse_nets(*texts: str) -> tuple:  # type: ignore[type-arg]
@@ -496,17 +526,17 @@ def parse_nets(*texts: str) -> tuple:  # type: ignore[type-arg]
 
 
 @pytest.mark.parametrize(
-    ("action", "deny", "statement"),
+    ("action", "statement"),
     [
-        ("Allow", "Drop", "counter meta mark set meta mark | 0x00010000 return"),
-        ("Pass", "Drop", "counter meta mark set meta mark | 0x00020000 return"),
-        ("Deny", "Drop", "counter drop"),
-        ("Deny", "Reject", "counter reject"),
-        ("Log", "Drop", 'counter log prefix "calico-packet: "'),
+        ("Allow", "counter meta mark set meta mark | 0x00010000 return"),
+        ("Pass", "counter meta mark set meta mark | 0x00020000 return"),
+        ("Deny", "counter meta mark set 0x646d8314 goto there"),
+        ("Log", 'counter log prefix "calico-packet: "'),
     ],
 )
-def test_what_a_rule_does(action: str, deny: str, statement: str) -> None:
-    found = list(rule_lines(PolicyRule(action), "np/red/n|ingress|0", deny, "calico-packet"))  # type: ignore[arg-type]
+def test_what_a_rule_does(action: str, statement: str) -> None:
+    log = 'log prefix "calico-packet: "'
+    found = list(rule_lines(PolicyRule(action), "np/red/n|ingress|0", log, "there"))  # type: ignore[arg-type]
     assert found == [f'{statement} comment "np/red/n|ingress|0"']
 
 
@@ -532,7 +562,7 @@ def rendered(felix: str = "", *more: str) -> Ruleset:
 @pytest.mark.parametrize(
     ("action", "last"),
     [
-        ("Drop", 'counter drop comment "pod to its own host: defaultEndpointToHostAction"'),
+        ("Drop", denial("pod to its own host: defaultEndpointToHostAction", "dropped")),
         ("Accept", "counter accept"),
         ("Return", "ct state established,related return"),
     ],
@@ -558,10 +588,50 @@ def test_settings_about_what_a_pod_may_send() -> None:
 def test_reject_is_what_denies_by_policy_everywhere() -> None:
     chains = rendered("nftablesFilterDenyAction: Reject").chains
     # End of tier: the policies of the tier `default`; `sec` passes on.
-    assert "counter reject comment" in "\n".join(chains["tw-cali0000000web"].rules)
-    assert chains["pi-gnp/guard"].rules[1].count("counter reject") == 1
-    assert "invalid" in chains["fw-cali0000000web"].rules[1]
-    assert "drop" in chains["fw-cali0000000web"].rules[1]
+    ends = [rule.partition("goto ")[2] for rule in chains["tw-cali0000000web"].rules if "goto " in rule]
+    assert ends == [
+        'dropped comment "invalid"',
+        'denied comment "tier/default|cali0000000web|ingress"',
+        'denied comment "no-profile|cali0000000web|ingress"',
+    ]
+    assert chains["pi-gnp/guard"].rules[1].endswith('goto denied comment "gnp/guard|ingress|1"')
+    assert chains["denied"].rules == (TOLD, "meta mark set 0x00000000 reject")
+    assert chains["dropped"].rules == (TOLD, "drop")
+    assert rendered().chains["denied"].rules == (TOLD, "drop")
+
+
+def test_every_denial_has_its_own_number() -> None:
+    ending = re.compile(r' counter meta mark set (0x[0-9a-f]{8}) goto (denied|dropped|refused) comment "(.+)"')
+    numbers: dict[str, set[str]] = {}
+    for name, chain in rendered().chains.items():
+        for rule in chain.rules:
+            if found := ending.search(f" {rule}"):
+                assert int(found[1], 16) == number(found[3])
+                numbers.setdefault(found[1], set()).add(found[3])
+            else:
+                assert not re.search(r"\b(drop|reject)\b", rule) or name in ("denied", "dropped", "refused"), rule
+    assert len(numbers) > 8
+    assert all(len(identities) == 1 for identities in numbers.values())
+
+
+def test_without_a_log_group_a_denial_only_denies() -> None:
+    chains = denial_chains("Drop", told=False)
+    assert [chain.rules for chain in chains.values()] == [
+        ("drop",),
+        ("drop",),
+        ("meta mark set 0x00000000 reject with tcp reset",),
+    ]
+    assert NftRenderer(told=False).render(small()).chains["denied"].rules == ("drop",)
+
+
+def test_how_often_a_log_rule_may_write() -> None:
+    def logs(felix: str) -> str:
+        return rendered(felix).chains["pi-gnp/guard"].rules[0]
+
+    assert ' counter log prefix "calico-packet: " ' in logs("logActionRateLimitBurst: 7")
+    limited = ' counter limit rate 10/minute burst 5 packets log prefix "calico-packet: " '
+    assert limited in logs("logActionRateLimit: 10/minute")
+    assert limited.replace("5", "7") in logs("logActionRateLimit: 10/minute, logActionRateLimitBurst: 7")
 
 
 POOL = "{apiVersion: projectcalico.org/v3, kind: IPPool, metadata: {name: %s}, spec: {cidr: %s%s}}"

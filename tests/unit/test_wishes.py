@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from tortie.agent.cni.wishes import wishes
 from tortie.agent.netconf import NetConf
-from tortie.agent.wishes import wishes
 from tortie.base.addr import parse_ip
 from tortie.base.errors import ConfigError
 from tortie.calc import annotations as asked
@@ -42,6 +42,12 @@ def test_fixed_addresses_need_no_switch_but_cannot_be_had_both_ways() -> None:
     both = {asked.IP_ADDRS: '["10.244.0.9"]', asked.IP_ADDRS_NO_IPAM: '["192.0.2.1"]'}
     with pytest.raises(ConfigError, match="cannot be combined"):
         wishes(OPEN, both, {})
+
+
+@pytest.mark.parametrize("name", [asked.IP_ADDRS, asked.IP_ADDRS_NO_IPAM])
+def test_fixed_addresses_need_ipam_of_ours(name: str) -> None:
+    with pytest.raises(ConfigError, match=r'needs ipam\.type "calico-ipam", and it is "host-local"'):
+        wishes(replace(OPEN, ipam_type="host-local"), {name: '["10.244.0.9"]'}, {})
 
 
 def test_floating_ips_stand_on_the_address_that_the_pod_got() -> None:

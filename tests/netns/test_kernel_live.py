@@ -1,0 +1,104 @@
+"""Routes kept current by announcements are those that a listing shows, whatever has happened to them and to links."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from tortie.kernel import links
+from tortie.kernel.live import LiveRoutes
+from tortie.kernel.netlink import Netlink
+from tortie.kernel.netlink.tables import AF_INET, AF_INET6, RT_TABLE_MAIN, RTPROT_KERNEL
+from tortie.kernel.routes import Route, list_routes
+
+pytestmark = pytest.mark.root
+
+LINKS = ("calia", "calib", "eth0")
+COMMANDS = (
+    "route add 10.0.0.{n} dev {dev} metric 1024",
+    "route replace 10.0.0.{n} dev {dev} metric 1024",
+    "route append 10.0.0.{n} dev {dev} metric 1024 proto static",
+    "route change 10.0.0.{n} dev {dev} metric 1024 mtu 1300",
+    "route del 10.0.0.{n} metric 1024",
+    "route add 10.1.{n}.0/24 nexthop dev calia nexthop dev calib",
+    "route add 10.2.{n}.0/24 via 192.0.2.1 dev {dev} onlink",
+    "route add blackhole 10.3.{n}.0/24 proto 80",
+    "route del blackhole 10.3.{n}.0/24",
+    "route add 10.4.{n}.0/24 dev {dev} table 77",
+    "route add fd00::{n} dev {dev} metric 1024",
+    "route replace fd00::{n} dev {dev} metric 1024",
+    "route append fd00::{n} dev {dev} metric 1024",
+    "-6 route del fd00::{n} metric 1024",
+    "-6 route append fd01:{n}::/64 via fe80::{n} dev {dev} metric 9",
+    "link set {dev} down",
+    "link set {dev} up",
+    "link set {dev} up",
+    "link set p-{dev} up",
+    "link del {dev}",
+    "link add {dev} type veth peer name p-{dev}",
+    "link add {dev} type veth peer name p-{dev}",
+    "addr add 172.16.{n}.1/24 dev {dev}",
+    "addr flush dev {dev} scope global",
+)
+
+
+def listed(path: str) -> set[Route]:
+    with Netlink(path) as nl:
+        return {
+            route
+            for family in (AF_INET, AF_INET6)
+            for route in list_routes(nl, family, table=RT_TABLE_MAIN, without=RTPROT_KERNEL)
+        }
+
+
+def known(live: LiveRoutes) -> set[Route]:
+    return {route for dev in (None, *live.names) for route in live.out_of(dev)}
+
+
+@pytest.fixture
+def node(make_ns: Callable[..., object]):
+    ns = make_ns("live")
+    for name in LINKS:
+        ns.ip("link", "add", name, "type", "veth", "peer", "name", f"p-{name}")
+        ns.ip("link", "set", f"p-{name}", "up")
+        ns.ip("link", "set", name, "up")
+    return ns
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_announcements_lead_where_a_listing_does(node, seed: int) -> None:
+    dice = random.Random(seed)
+    with LiveRoutes(node.path) as live:
+        for _ in range(40):
+            for _ in range(dice.choice((1, 1, 2, 5))):
+                words = dice.choice(COMMANDS).format(n=dice.randint(1, 4), dev=dice.choice(LINKS))
+                node.run("ip", *words.split(), check=False)
+            live.refresh()
+            assert known(live) == listed(node.path)
+            assert live.names == links.names(node.path)
+
+
+def test_route_and_link_are_seen_without_a_listing(node) -> None:
+    with LiveRoutes(node.path) as live:
+        live.refresh()
+        node.ip("route", "add", "10.0.0.1", "dev", "calia", "metric", "1024")
+        node.ip("route", "add", "fd00::1", "dev", "calia", "metric", "1024")
+        live.refresh()
+        assert {str(route.dst) for route in known(live)} == {"10.0.0.1/32", "fd00::1/128"}
+        node.ip("link", "del", "calia")
+        live.refresh()
+        assert known(live) == set()
+        assert "calia" not in live.names.values()
+        assert live.listings == 1
+
+
+def test_many_changes_that_nobody_read_cost_a_listing_and_no_mistake(node) -> None:
+    with LiveRoutes(node.path) as live:
+        live.refresh()
+        for word in ("add", "del"):
+            batch = "\n".join(f"route {word} 10.{n >> 8}.{n & 255}.1 dev calia" for n in range(1, 5000))
+            node.run("ip", "-batch", "-", stdin=batch)
+            live.refresh()
+            assert known(live) == listed(node.path)
