@@ -29,9 +29,9 @@ MS = 1000
 
 WORDS = {
     "stub": "stub, socket, HTTP",
-    "ipam": "IPAM",
+    "ipam": "an address that is ready",
     "attach": "veth and the pod's network",
-    "create": "endpoint written",
+    "note": "endpoint noted",
     "calc": "desired state",
     "nft plan": "nft rendered, compared",
     "nft make": "nft transaction",
@@ -88,11 +88,10 @@ def shares(adds: list[Span], noted: list[Span]) -> Iterator[dict[str, float]]:
     for add in adds:
         inside = [span for span in noted if add.begin <= span.begin and span.end <= add.end]
         (served,) = (span for span in inside if span.name == "call")
+        inside.remove(served)
         found = dict.fromkeys(WORDS, 0.0)
-        ipam = [span for span in inside if span.name == "ipam"]
         for span in inside:
-            if span.name != "call" and not any(_within(span, other) for other in ipam):
-                found[span.name] += span.ms
+            found[span.name] += span.ms - sum(other.ms for other in inside if _within(other, span))
         found["stub"] = add.ms - served.ms
         found["rest"] = max(0.0, add.ms - sum(found.values()))
         yield found | {"add": add.ms}

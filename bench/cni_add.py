@@ -29,13 +29,15 @@ CROWD = 100
 CROWDED_ROUNDS = 60
 TOGETHER, TOGETHER_ROUNDS = 32, 7
 WARM_UP = 5
-TARGET = 2.0
+TARGET, TARGET_P99 = 1.0, 1.5
+"""Of the median and of the 99th percentile of an ADD; many at once are to be as many a second at least."""
 MS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One way to be connected, which both sides are asked for. `target` bounds the ratio of the medians of ADD."""
+    """One way to be connected, which both sides are asked for. `target` bounds the ratio of the medians of ADD,
+    `target_p99` that of the slowest in a hundred."""
 
     name: str
     words: str
@@ -44,10 +46,11 @@ class Scenario:
     crowd: int = 0
     rounds: int = ROUNDS
     target: float | None = None
+    target_p99: float | None = None
 
 
 SCENARIOS = (
-    Scenario("ipv4", "IPv4", target=TARGET),
+    Scenario("ipv4", "IPv4", target=TARGET, target_p99=TARGET_P99),
     Scenario("bgp", "IPv4, BIRD running", bgp=True),
     Scenario("dual", "IPv4 and IPv6", ipv6=True),
     Scenario("crowd", f"IPv4, {CROWD} pods there", crowd=CROWD, rounds=CROWDED_ROUNDS),
@@ -101,11 +104,11 @@ def one_by_one(scenario: Scenario, report: Report, advance: Advance) -> None:
     report.samples |= {f"{scenario.name} {' '.join(key)} ms": values for key, values in samples.items()}
     for command in ("ADD", "DEL"):
         mine, theirs = samples["ours", command], samples["peer", command]
-        target = scenario.target if command == "ADD" else None
+        target, target_p99 = (scenario.target, scenario.target_p99) if command == "ADD" else (None, None)
         words = f"{command} {scenario.words}"
         report.figures += [
             against(f"{words}, p50", median(mine), "ms", PEER, median(theirs), at_most=target),
-            against(f"{words}, p99", percentile(mine, 99), "ms", PEER, percentile(theirs, 99)),
+            against(f"{words}, p99", percentile(mine, 99), "ms", PEER, percentile(theirs, 99), at_most=target_p99),
         ]
     cpu = mean(samples["ours", "CPU"]), mean(samples["peer", "CPU"])
     report.figures.append(against(f"CPU of ADD and DEL {scenario.words}", cpu[0], "ms", PEER, cpu[1]))
@@ -144,7 +147,9 @@ def together(report: Report, advance: Advance) -> None:
     report.samples |= {f"{TOGETHER} at once {' '.join(key)} /s": values for key, values in rates.items()}
     for command in ("ADD", "DEL"):
         mine, theirs = median(rates["ours", command]), median(rates["peer", command])
-        report.figures.append(against(f"{command} IPv4, {TOGETHER} at once", mine, "/s", PEER, theirs))
+        target = TARGET if command == "ADD" else None
+        words = f"{command} IPv4, {TOGETHER} at once"
+        report.figures.append(against(words, mine, "/s", PEER, theirs, at_least=target))
 
 
 def measure(advance: Advance) -> Report:

@@ -1,4 +1,4 @@
-"""Two nodes on one switch, each a network namespace, and pods connected to them by hand: the path without any of ours.
+"""Nodes on one switch, each a network namespace, and pods connected to them by hand: the path without any of ours.
 
 pod ─ veth ─ node1 ─ veth ─ br0 ─ veth ─ node2 ─ veth ─ pod      routed in the nodes, no nft, no proxy ARP
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,15 @@ from tortie.kernel import addresses, links, netns, routes
 from tortie.kernel.netlink import Netlink
 from tortie.kernel.routes import Route
 
-NODES = ("192.0.2.1", "192.0.2.2")  # TEST-NET-1, RFC 5737
 PREFIX_LENGTH = 24
+
+
+def node_ip(number: int) -> str:
+    """The address of a node, of which the first is 1: of TEST-NET-1, RFC 5737."""
+    return f"192.0.2.{number}"
+
+
+NODES = (node_ip(1), node_ip(2))
 GATEWAY = "169.254.1.1"  # as our pods have it
 
 
@@ -31,38 +38,38 @@ class Place:
 
 
 @contextlib.contextmanager
-def nodes(prefix: str) -> Iterator[tuple[str, str]]:
-    """The namespaces (paths) of two forwarding nodes that reach each other through a bridge."""
+def nodes(prefix: str, count: int = 2) -> Iterator[tuple[str, ...]]:
+    """The namespaces (paths) of forwarding nodes that reach each other through a bridge."""
     with contextlib.ExitStack() as stack:
         switch = stack.enter_context(namespace(f"{prefix}-switch"))
-        first, second = (stack.enter_context(namespace(f"{prefix}-node{i}")) for i in (1, 2))
+        made = tuple(stack.enter_context(namespace(f"{prefix}-node{number}")) for number in range(1, count + 1))
         with Netlink(switch) as nl:
             links.create_bridge(nl, "br0")
             links.set_up(nl, "br0")
-            for number, (path, ip) in enumerate(zip((first, second), NODES, strict=True), 1):
-                _plug(nl, f"port{number}", path)
+            for number, path in enumerate(made, 1):
+                plug(nl, f"port{number}", path)
                 links.set_master(nl, f"port{number}", "br0")
                 with Netlink(path) as inside:
-                    _address(inside, "eth0", f"{ip}/{PREFIX_LENGTH}")
-        for path in (first, second):
+                    address(inside, "eth0", f"{node_ip(number)}/{PREFIX_LENGTH}")
+        for path in made:
             with netns.entered(path):
                 Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-        yield first, second
+        yield made
 
 
 @contextlib.contextmanager
-def pods(prefix: str, hosts: tuple[str, str]) -> Iterator[tuple[Place, Place, Place]]:
+def pods(prefix: str, hosts: Sequence[str]) -> Iterator[tuple[Place, Place, Place]]:
     """Two pods on the first node and one on the second, connected by hand."""
     with contextlib.ExitStack() as stack:
         made = []
         for number, (host, ip) in enumerate(((0, "10.91.1.2"), (0, "10.91.1.3"), (1, "10.91.2.2")), 1):
             path = stack.enter_context(namespace(f"{prefix}-pod{number}"))
             with Netlink(hosts[host]) as nl:
-                _plug(nl, f"pod{number}", path)
-                index = _address(nl, f"pod{number}", f"{GATEWAY}/32")
+                plug(nl, f"pod{number}", path)
+                index = address(nl, f"pod{number}", f"{GATEWAY}/32")
                 routes.add_route(nl, Route(parse_net(ip), dev=index, scope="link"))
             with Netlink(path) as nl:
-                index = _address(nl, "eth0", f"{ip}/32")
+                index = address(nl, "eth0", f"{ip}/32")
                 routes.add_route(nl, Route(parse_net(GATEWAY), dev=index, scope="link"))
                 routes.add_route(nl, Route(parse_net("0.0.0.0/0"), via=parse_ip(GATEWAY), dev=index))
             made.append(Place(path, ip))
@@ -72,7 +79,7 @@ def pods(prefix: str, hosts: tuple[str, str]) -> Iterator[tuple[Place, Place, Pl
         yield made[0], made[1], made[2]
 
 
-def _plug(nl: Netlink, port: str, inside: str) -> None:
+def plug(nl: Netlink, port: str, inside: str) -> None:
     """A veth from here to `eth0` in the namespace (a path); our end is up."""
     fd = netns.open_ns(inside)
     try:
@@ -82,7 +89,7 @@ def _plug(nl: Netlink, port: str, inside: str) -> None:
     links.set_up(nl, port)
 
 
-def _address(nl: Netlink, link: str, cidr: str) -> int:
+def address(nl: Netlink, link: str, cidr: str) -> int:
     """Brings a link up with an address; its index."""
     index = links.link_index(nl, link)
     links.set_up(nl, index)

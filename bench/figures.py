@@ -60,7 +60,7 @@ def against(
     at_least: float | None = None,
 ) -> Figure:
     """A value beside its peer's. `at_most` and `at_least` are bounds on the ratio of the two."""
-    ratio = value / peer_value
+    ratio = value / peer_value if peer_value else math.inf
     if at_most is not None:
         return Figure(figure, value, unit, peer, peer_value, f"ratio <= {at_most:g}", ratio <= at_most)
     if at_least is not None:
@@ -76,12 +76,15 @@ class Report:
     title: str
     figures: list[Figure] = field(default_factory=list)
     samples: dict[str, list[float]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    """Figures that could not be had here, and why."""
 
     def write(self) -> Path:
         """Writes both files; the path of the one with the figures."""
         RAW.mkdir(parents=True, exist_ok=True)
         path = RESULTS / f"{self.name}.json"
         figures = [figure.document() for figure in self.figures]
+        figures += [{"figure": name, "missing": why} for name, why in self.missing.items()]
         _write(path, {"name": self.name, "machine": machine(), "figures": figures})
         when = datetime.now(UTC).isoformat(timespec="seconds")
         samples = {name: [_rounded(sample) for sample in values] for name, values in self.samples.items()}
@@ -112,8 +115,10 @@ def table(title: str, reports: Sequence[Report]) -> Table:
         else:
             peers = dict.fromkeys(figure.peer for figure in report.figures if figure.peer)
             made.caption = f"peer: {'; '.join(peers)}" if peers else None
-        for index, figure in enumerate(report.figures, 1):
-            made.add_row(*_cells(figure), end_section=index == len(report.figures))
+        rows = [_cells(figure) for figure in report.figures]
+        rows += [(name, "-", "", "", why) for name, why in report.missing.items()]
+        for index, row in enumerate(rows, 1):
+            made.add_row(*row, end_section=index == len(rows))
     return made
 
 

@@ -3,6 +3,9 @@
 The peer is what cannot be left out: the same namespaces, links and addresses by plain `ip` commands, and one BIRD for
 each node with a configuration that is ready, until the same sessions are established. It has no datastore, no agents
 and no policy. Where many processes start at once, how many cores there are matters more to us than to the peer.
+
+A large lab has no peer: fifty namespaces that ask for one another's MAC addresses have no place in the machine's
+neighbour table, which a lab fills in beforehand. Its memory is what all its processes take, shared pages counted once.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from tortie.base.errors import Unavailable
 from tortie.bgp.birdc import parse_protocols
 from tortie.kernel import netns
 from tortie.kernel.bird import Bird
+from tortie.lab import processes
 from tortie.lab.topology import Host, Topology, topology
 
 NAME = "lab_up"
@@ -30,7 +34,9 @@ TITLE = "A cluster from nothing: tortie lab up, against raw ip commands and bird
 PEER = "ip commands + bird"
 SIZES = {3: 7, 10: 3}
 """How many nodes, how many rounds."""
-STEPS = sum(SIZES.values())
+LARGE = 50
+"""Nodes of a lab that is brought up once."""
+STEPS = sum(SIZES.values()) + 1
 TARGET_NODES, TARGET_SECONDS = 3, 6.0
 PATIENCE = 60.0
 LAB = f"bench{os.getpid()}"
@@ -62,6 +68,26 @@ def ours(nodes: int) -> float:
         _tortie("down")
 
 
+def large(nodes: int) -> tuple[float, float]:
+    """Seconds that it takes, and megabytes of memory for each node. Raises NotReady."""
+    try:
+        began = time.perf_counter()
+        _tortie("up", "--nodes", str(nodes))
+        seconds = time.perf_counter() - began
+        return seconds, sum(map(_memory, processes.marked(processes.LAB_VARIABLE, LAB))) / nodes
+    finally:
+        _tortie("down")
+
+
+def _memory(process: processes.Process) -> float:
+    """Megabytes, those shared with others divided among them; 0 for a process that is gone."""
+    try:
+        rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+    except OSError:
+        return 0.0
+    return sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) / 1024
+
+
 def _tortie(verb: str, *options: str) -> None:
     argv = [str(TORTIE), "lab", verb, "--name", LAB, *options]
     done = subprocess.run(argv, env=program_environment(), capture_output=True, text=True, check=False)
@@ -79,7 +105,7 @@ def peer(nodes: int) -> float:
             bird = Bird(directory / host.name, directory / f"{host.name}.ctl", host.netns, log=directory / "log")
             bird.config.write_text("".join(_configuration(lab, host)))
             birds.append(bird)
-        for name in (lab.fabric, lab.outside.netns, *(host.netns for host in lab.nodes)):
+        for name in lab.namespaces:
             stack.callback(_remove, name)
         began = time.perf_counter()
         for command in _commands(lab):
@@ -100,25 +126,27 @@ def _remove(name: str) -> None:
 
 def _commands(lab: Topology) -> Iterator[str]:
     """The network of a lab, as a person would type it."""
-    for name in (lab.fabric, *(host.netns for host in lab.hosts)):
+    router = lab.router_of(lab.outside)
+    fabric = router.netns
+    for name in lab.namespaces:
         yield f"ip netns add {name}"
         yield f"ip -n {name} link set lo up"
         yield f"ip netns exec {name} sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1"
         yield f"ip netns exec {name} sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0"
-    yield f"ip -n {lab.fabric} link add br0 type bridge"
-    yield f"ip -n {lab.fabric} link set br0 up"
-    for address in lab.bridge_addresses:
-        yield f"ip -n {lab.fabric} address add {address} dev br0"
+    yield f"ip -n {fabric} link add br0 type bridge"
+    yield f"ip -n {fabric} link set br0 up"
+    for address in router.bridge:
+        yield f"ip -n {fabric} address add {address} dev br0"
     for host in lab.hosts:
         master = "" if host is lab.outside else "master br0"
-        yield f"ip -n {lab.fabric} link add {host.name} type veth peer name eth0 netns {host.netns}"
-        yield f"ip -n {lab.fabric} link set {host.name} {master} up"
+        yield f"ip -n {fabric} link add {host.name} type veth peer name eth0 netns {host.netns}"
+        yield f"ip -n {fabric} link set {host.name} {master} up"
         yield f"ip -n {host.netns} link set eth0 up"
         for address, gateway in zip(host.addresses, (host.gateway, host.gateway6), strict=True):
             yield f"ip -n {host.netns} address add {address} dev eth0"
             yield f"ip -n {host.netns} route add default via {gateway}"
     for address in lab.uplink_addresses:
-        yield f"ip -n {lab.fabric} address add {address} dev {lab.outside.name}"
+        yield f"ip -n {fabric} address add {address} dev {lab.outside.name}"
 
 
 def _configuration(lab: Topology, host: Host) -> Iterator[str]:
@@ -162,6 +190,11 @@ def measure(advance: Advance) -> Report:
         report.samples |= {f"{nodes} nodes ours s": mine, f"{nodes} nodes peer s": theirs}
         figure = against(f"{nodes} nodes, all BGP sessions established", median(mine), "s", PEER, median(theirs))
         report.figures.append(_with_target(figure) if nodes == TARGET_NODES else figure)
+    seconds, memory = large(LARGE)
+    advance(f"{NAME}: {LARGE} nodes")
+    report.samples |= {f"{LARGE} nodes ours s": [seconds], f"{LARGE} nodes ours MB per node": [memory]}
+    report.figures.append(Figure(f"{LARGE} nodes, all BGP sessions established", seconds, "s"))
+    report.figures.append(Figure(f"{LARGE} nodes, memory of agents and BIRDs for each", memory, "MB"))
     return report
 
 

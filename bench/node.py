@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 from uuid import uuid4
 
 from bench.plugin import Network
@@ -20,7 +21,7 @@ from tortie.cni.install import build_stub
 from tortie.kernel import links, netns
 from tortie.kernel.netlink import Netlink
 from tortie.lab import agents
-from tortie.model.ipam import IPPool, IPPoolSpec
+from tortie.model.ipam import EncapMode, IPPool, IPPoolSpec
 from tortie.model.k8s import Container, Pod, PodSpec
 from tortie.model.meta import Metadata, Resource
 from tortie.store import open_store
@@ -34,24 +35,35 @@ class NotReady(Exception):
     """The agent does not come up: there is nothing to measure."""
 
 
+class Memory(NamedTuple):
+    """Of a process, in MB: what it has in memory now, and the most that it ever had."""
+
+    now: float
+    peak: float
+
+
+def memory_of(pid: int) -> Memory:
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return Memory(*(int(status[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM")))
+
+
 def program_environment() -> dict[str, str]:
     """Ours, but for what would make Python compile every module at each start, which no installed program does."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
-def cluster_objects() -> tuple[Resource, ...]:
-    """An empty cluster with a pool of either family, without encapsulation."""
-    pools = (
-        defaulted(
-            IPPool(
-                metadata=Metadata(name=f"pool{4 if cidr is POOL else 6}"),
-                spec=IPPoolSpec(cidr=cidr, ipip_mode="Never", vxlan_mode="Never", nat_outgoing=True),
-            ),
-            None,
-        )
-        for cidr in (POOL, POOL6)
+def cluster_objects(tunnel: str = "") -> tuple[Resource, ...]:
+    """An empty cluster with a pool of either family. `tunnel`: `vxlan` or `ipip` for IPv4, "" for none."""
+    four = IPPoolSpec(
+        cidr=POOL, ipip_mode=_mode(tunnel == "ipip"), vxlan_mode=_mode(tunnel == "vxlan"), nat_outgoing=True
     )
-    return (*bootstrap(uuid4().hex), *pools)
+    six = IPPoolSpec(cidr=POOL6, ipip_mode="Never", vxlan_mode="Never", nat_outgoing=True)
+    pools = (IPPool(metadata=Metadata(name=name), spec=spec) for name, spec in (("pool4", four), ("pool6", six)))
+    return (*bootstrap(uuid4().hex), *(defaulted(one, None) for one in pools))
+
+
+def _mode(wanted: bool) -> EncapMode:
+    return "Always" if wanted else "Never"
 
 
 def pod_object(name: str, node: str, **labels: str) -> Pod:
@@ -113,9 +125,19 @@ class Node:
         tasks = Path(f"/proc/{self._process.pid}/task").iterdir()
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
+    def memory(self) -> Memory:
+        assert self._process is not None
+        return memory_of(self._process.pid)
+
     @contextlib.contextmanager
     def agent(
-        self, *, ipv4: str, ipv6: str = "", bgp: bool = False, program: Sequence[str] = (str(TORTIE), "agent")
+        self,
+        *,
+        ipv4: str,
+        ipv6: str = "",
+        bgp: bool = False,
+        program: Sequence[str] = (str(TORTIE), "agent"),
+        patience: float = READY_SECONDS,
     ) -> Iterator[None]:
         """Runs the agent meanwhile, by a program that takes its options. Raises NotReady."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -127,15 +149,15 @@ class Node:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(argv, stdout=log, stderr=log, env=program_environment())
         try:
-            self._await_ready()
+            self._await_ready(patience)
             yield
         finally:
             self._process.terminate()
             self._process.wait()
 
-    def _await_ready(self) -> None:
+    def _await_ready(self, patience: float) -> None:
         assert self._process is not None
-        deadline = time.monotonic() + READY_SECONDS
+        deadline = time.monotonic() + patience
         while not (state := agents.state_of(self.socket)).ready:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 last = (self.log.read_text().strip().splitlines() or [state.why])[-1]

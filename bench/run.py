@@ -10,7 +10,11 @@ import sys
 
 from bench.progress import run
 
-SCRIPTS = ("cni_add", "add_steps", "throughput", "lab_up", "calc_scale")
+SCRIPTS = (
+    "cni_add", "add_steps", "throughput", "policy_throughput", "lab_up", "calc_scale", "policy_scale",
+    "policy_scale_large", "ipam", "convergence", "bgp_scale", "encap", "plugins", "store", "kube_list",
+    "agent_load", "fanout", "flannel", "flannel_udp", "services",
+)  # fmt: skip
 
 
 def main() -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,6 @@ BARE, TRACKED = "bare veths and routes", "bare, with one rule of connection trac
 TARGET = 0.95
 ROUNDS, SECONDS = 9, 2.0
 SHORT_ROUNDS, SHORT_SECONDS = 15, 0.3
-ROUTE_SECONDS = 20.0
 POD_NODES = (0, 0, 1)
 
 ONE_RULE = """
@@ -142,20 +140,8 @@ def ours(prefix: str, directory: Path) -> Iterator[Side]:
             _, answer = call(nodes[host].network(), "ADD", Pod(pod_name(i), path))
             places.append(Place(path, addresses(answer)[0]))
         side = Side("ours", *places)
-        _await_route(side)
+        wire.await_path(side.client.netns, side.far.netns, side.far.ip)
         yield side
-
-
-def _await_route(side: Side) -> None:
-    """BGP may take a moment to tell the nodes of each other's blocks. Raises NoTraffic."""
-    deadline = time.monotonic() + ROUTE_SECONDS
-    while True:
-        try:
-            wire.udp_round_trips(side.client.netns, side.far.netns, side.far.ip, 0.01, patience=0.2)
-            return
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise wire.NoTraffic(f"no route between the nodes after {ROUTE_SECONDS:g} s") from error
 
 
 def measure(advance: Advance) -> Report:

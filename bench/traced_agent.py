@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from tortie.agent import __main__ as agent
-from tortie.agent import cni
-from tortie.agent.main import Agent
+from tortie.agent.agent import Agent
+from tortie.agent.cni import joint
+from tortie.agent.holdings import Holdings
+from tortie.agent.pending import Pending
 from tortie.calc.cluster import Cluster
 from tortie.dataplane.stages.nft import Nft
 from tortie.dataplane.stages.routes import Routes
-from tortie.ipam.assign import Ipam
-from tortie.store.sqlite import SqliteStore
 
 STEPS: tuple[tuple[str, Any, str], ...] = (
     ("call", Agent, "cni"),
-    ("ipam", Ipam, "auto_assign"),
-    ("attach", cni, "attach"),
-    ("create", SqliteStore, "create"),
+    ("ipam", Holdings, "take"),
+    ("attach", joint, "attach"),
+    ("note", Pending, "note"),
     ("calc", Cluster, "state"),
     ("nft plan", Nft, "plan"),
     ("nft make", Nft, "make"),

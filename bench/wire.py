@@ -18,6 +18,7 @@ from tortie.kernel import netns
 PORT = 5201  # iperf3's
 PAYLOAD = b"x" * 64
 PATIENCE = 10.0
+ROUTE_SECONDS = 20.0
 _NO_LINGER = struct.pack("ii", 1, 0)  # struct linger (sys/socket.h): closing resets, no port waits in TIME_WAIT
 
 
@@ -83,6 +84,18 @@ def udp_round_trips(source: str, target: str, ip: str, seconds: float, patience:
                 here.recv(len(PAYLOAD))
             count += 50
     return count / took
+
+
+def await_path(source: str, target: str, ip: str) -> None:
+    """Returns when packets go there and back: BGP may take a moment. Raises NoTraffic."""
+    deadline = time.monotonic() + ROUTE_SECONDS
+    while True:
+        try:
+            udp_round_trips(source, target, ip, 0.01, patience=0.2)
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise NoTraffic(f"no way to {ip} after {ROUTE_SECONDS:g} s") from error
 
 
 def tcp_connections(source: str, target: str, ip: str, seconds: float) -> float:
