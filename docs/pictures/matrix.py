@@ -35,7 +35,7 @@ def must(*words: str) -> None:
 
 async def running() -> None:
     async with opened(LAB) as store:
-        await wait_running(store, manifest_pods(), PATIENCE)
+        await wait_running(store, manifest_pods(PODS), PATIENCE)
 
 
 def measured() -> Compared:
