@@ -6,11 +6,10 @@ BIN := $(VENV)/bin
 PACKAGES := nftables bird2 iproute2 iputils-ping util-linux procps python3 python3-venv gcc libc6-dev
 TEST_PACKAGES := containernetworking-plugins busybox-static iperf3 tcpdump containerd runc podman iptables frr gobgpd \
 	qemu-system-x86 cpio kmod xz-utils librsvg2-bin etcd-server etcd-client openssl wireguard-tools
-PYTEST := $(BIN)/python -m pytest -q -rs
+LEVEL := $(BIN)/python tools/level
 # How many processes share the tests of a level. One more than there are cores, for tests wait as often as they work; but
 # a machine of many cores is not theirs alone. WORKERS=0: test after test in one process.
 WORKERS := $(shell cores=$$(nproc); echo $$((cores < 4 ? cores + 1 : 4)))
-SHARED := --numprocesses $(WORKERS)
 
 # With it, every program that a test starts would compile all of its modules again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -55,27 +54,27 @@ lint: $(VENV)/ready ## ruff, mypy --strict, import contracts
 
 unit: $(VENV)/ready ## decisions on values, seconds
 	@echo "unit:"
-	@$(PYTEST) $(SHARED) tests/unit
+	@$(LEVEL) tests/unit $(WORKERS)
 
 storm: $(VENV)/ready ## many processes at once, killed at random
 	@echo "storm:"
-	@$(PYTEST) tests/storm
+	@$(LEVEL) tests/storm
 
 netns: $(VENV)/ready ## the real kernel, as root
 	@echo "netns:"
-	@$(SUDO) $(PYTEST) $(SHARED) tests/netns
+	@$(SUDO) $(LEVEL) tests/netns $(WORKERS)
 
 interop: $(VENV)/ready ## BIRD, FRR, GoBGP, etcd, the reference CNI plugins, containerd and podman, as root
 	@echo "interop:"
-	@$(SUDO) $(PYTEST) $(SHARED) tests/interop
+	@$(SUDO) $(LEVEL) tests/interop $(WORKERS)
 
 vm: $(VENV)/ready ## a stock Debian kernel in a virtual machine, as root
 	@echo "vm:"
-	@$(SUDO) $(PYTEST) $(SHARED) tests/vm
+	@$(SUDO) $(LEVEL) tests/vm $(WORKERS)
 
 e2e: $(VENV)/ready ## whole labs, as root
 	@echo "e2e:"
-	@$(SUDO) $(PYTEST) $(SHARED) tests/e2e
+	@$(SUDO) $(LEVEL) tests/e2e $(WORKERS)
 
 prove: setup ## verdict, tracer and kernel agree: 100,000 generated connections, 2,000 of them real, as root
 	@$(SUDO) env TORTIE_SEED=$(TORTIE_SEED) $(BIN)/python tests/prove
