@@ -367,7 +367,7 @@ def test_a_node_that_reflects_has_frr_for_a_client(fabric: Fabric) -> None:
     rr = fabric.rr
     rr.configure("router bgp 64512", "no neighbor 10.9.0.2")
     fabric.write(*NO_MESH, *resources(REFLECTING, mode="Auto"))
-    path = eventually(lambda: rr.path("192.168.2.0/26"), what="b's block at FRR")
+    path = eventually(lambda: rr.path("192.168.2.0/26"), lambda seen: "originatorId" in seen, "b's block, by the node")
     assert (path["originatorId"], path["clusterList"]["list"]) == ("10.9.0.2", ["244.0.0.1"])
     assert hops(path) == {"10.9.0.2"}
     fabric.write(*NO_MESH, *resources(REFLECTING, mode="Self"))

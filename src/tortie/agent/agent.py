@@ -380,8 +380,8 @@ class Agent:
         return {name: {"packets": packets, "bytes": octets} for name, (packets, octets) in found.items()}
 
     async def rules(self, names: Sequence[str], interfaces: Sequence[str]) -> Mapping[str, Any]:
-        found = await asyncio.to_thread(self.evidence.rules, names, interfaces)
-        return {**self.evidence.standing(), **found}
+        standing = await self.evidence.settled()
+        return {**standing, **await asyncio.to_thread(self.evidence.rules, names, interfaces)}
 
     async def path(self, question: Mapping[str, str]) -> Mapping[str, Any]:
         return await asyncio.to_thread(path, *answerable(question))

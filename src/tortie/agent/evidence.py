@@ -10,12 +10,13 @@ namespace of its own, and listed as well.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tortie.agent.view import Progress, View
 from tortie.base.addr import parse_ip
-from tortie.base.errors import ConfigError, KernelError, NotFound
+from tortie.base.errors import ConfigError, KernelError, NotFound, Unavailable
 from tortie.dataplane.stages.nft import Nft
 from tortie.kernel import links, nft
 from tortie.kernel.netlink import Netlink
@@ -24,6 +25,8 @@ from tortie.render.match import fit
 from tortie.render.part import named, part
 from tortie.render.ruleset import TABLE, Ruleset, transaction
 
+MOMENT = 1.0
+"""Seconds that a question waits for what the agent has read to be in the kernel."""
 Listed = list[dict[str, Any]]
 """A table as nft's JSON has it; none of it when it cannot be read."""
 
@@ -107,6 +110,13 @@ class Evidence:
         self._view = view
         self._progress = progress
         self._stage = stage
+
+    async def settled(self) -> dict[str, Any]:
+        """Where this node is, once what it has read is in the kernel; who asks just after a change need not ask again."""
+        if (latest := self._view.latest) is not None:
+            with contextlib.suppress(Unavailable):
+                await self._progress.wait(latest.generation, MOMENT)
+        return self.standing()
 
     def standing(self) -> dict[str, Any]:
         """Where this node is, on the event loop: what it has read, and what of that is in the kernel."""
