@@ -10,6 +10,8 @@ LEVEL := $(BIN)/python tools/level
 # How many processes share the tests of a level. One more than there are cores, for tests wait as often as they work; but
 # a machine of many cores is not theirs alone. WORKERS=0: test after test in one process.
 WORKERS := $(shell cores=$$(nproc); echo $$((cores < 4 ? cores + 1 : 4)))
+# Where tests wait for packets and programs more than they work there is one more.
+WAITING = $(shell echo $$(($(WORKERS) ? $(WORKERS) + 1 : 0)))
 
 # With it, every program that a test starts would compile all of its modules again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -62,11 +64,11 @@ storm: $(VENV)/ready ## many processes at once, killed at random
 
 netns: $(VENV)/ready ## the real kernel, as root
 	@echo "netns:"
-	@$(SUDO) $(LEVEL) tests/netns $(WORKERS)
+	@$(SUDO) $(LEVEL) tests/netns $(WAITING)
 
 interop: $(VENV)/ready ## BIRD, FRR, GoBGP, etcd, the reference CNI plugins, containerd and podman, as root
 	@echo "interop:"
-	@$(SUDO) $(LEVEL) tests/interop $(WORKERS)
+	@$(SUDO) $(LEVEL) tests/interop $(WAITING)
 
 vm: $(VENV)/ready ## a stock Debian kernel in a virtual machine, as root
 	@echo "vm:"
@@ -74,7 +76,7 @@ vm: $(VENV)/ready ## a stock Debian kernel in a virtual machine, as root
 
 e2e: $(VENV)/ready ## whole labs, as root
 	@echo "e2e:"
-	@$(SUDO) $(LEVEL) tests/e2e $(WORKERS)
+	@$(SUDO) $(LEVEL) tests/e2e $(WAITING)
 
 prove: setup ## verdict, tracer and kernel agree: 100,000 generated connections, 2,000 of them real, as root
 	@$(SUDO) env TORTIE_SEED=$(TORTIE_SEED) $(BIN)/python tests/prove

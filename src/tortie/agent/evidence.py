@@ -112,7 +112,7 @@ class Evidence:
         self._stage = stage
 
     async def settled(self) -> dict[str, Any]:
-        """Where this node is, once what it has read is in the kernel; who asks just after a change need not ask again."""
+        """Where this node is once what it has read is in the kernel, or a moment has passed."""
         if (latest := self._view.latest) is not None:
             with contextlib.suppress(Unavailable):
                 await self._progress.wait(latest.generation, MOMENT)
