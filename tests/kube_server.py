@@ -6,7 +6,8 @@
 
 KUBEBUILDER_ASSETS names a directory with `kube-apiserver` and `etcd`, as controller-runtime's envtest has it: then
 those run, on loopback, with certificates of their own and RBAC. Written after the documented flags of Kubernetes 1.29
-to 1.32, and never run: there was no such server.
+to 1.32. There was no kube-apiserver to run it with; the store's contract was kept by the API server for custom
+resources alone (apiextensions-apiserver 0.34 on etcd 3.4), with namespaces from the double.
 """
 
 from __future__ import annotations
@@ -100,13 +101,15 @@ class RealKubeApi:
         return found
 
     def compact(self) -> None:
-        """Compact etcd's history up to now. The server's own cache may still know more: 410 is not certain."""
+        """Compact etcd's history up to now: to a revision of our own, for of the one that is compacted to etcd tells a
+        watch no deletion."""
         etcdctl = self.assets / "etcdctl"
         program = str(etcdctl) if etcdctl.exists() else shutil.which("etcdctl")
         if program is None:
             pytest.skip("compaction needs etcdctl")
         environment = {**os.environ, "ETCDCTL_API": "3"}
         common = [program, "--endpoints", self._etcd]
+        subprocess.run([*common, "put", "compaction", "now"], env=environment, capture_output=True, check=True)
         status = subprocess.run(
             [*common, "get", "/", "-w", "fields"], env=environment, capture_output=True, text=True, check=True
         ).stdout
@@ -139,6 +142,7 @@ class RealKubeApi:
             directory,
             "kube-apiserver",
             f"--etcd-servers={self._etcd}",
+            "--watch-cache=false",  # what etcd has forgotten, it would still know
             "--bind-address=127.0.0.1",
             "--advertise-address=127.0.0.1",
             f"--secure-port={self.port}",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kube_api import KubeApi
-from kube_server import RealKubeApi, real_assets
+from kube_server import PATIENCE, RealKubeApi, real_assets
 from tortie.base.errors import Exists, NotFound
 from tortie.model.apiconfig import ApiConfig
 from tortie.render.crds import crds
@@ -103,7 +103,7 @@ def server(directory: Path, *, real: bool = False, **options: Any) -> Iterator[S
     assets = real_assets() if real else None
     api: Any = KubeApi(**options) if assets is None else RealKubeApi(assets)
     try:
-        asyncio.run_coroutine_threadsafe(api.__aenter__(), loop).result(30)
+        asyncio.run_coroutine_threadsafe(api.__aenter__(), loop).result(PATIENCE + 10)
         try:
             yield Server(api, loop, api.kubeconfig(directory / "kubeconfig"))
         finally:
