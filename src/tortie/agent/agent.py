@@ -29,6 +29,7 @@ from tortie.agent.host import pod_mtus
 from tortie.agent.known import ALSO
 from tortie.agent.kubernetes import KubernetesNode
 from tortie.agent.link_watch import watch_links
+from tortie.agent.links_gone import LinksGone
 from tortie.agent.metrics import Metrics
 from tortie.agent.node_status import StatusReporter
 from tortie.agent.node_view import NodeView
@@ -110,7 +111,10 @@ class Agent:
         holdings = Holdings(config.node, store, self.ipam, self.stock, self.pending, config.run_dir / "ipam_upgraded")
         self.mtu = PodMtu(config.files / "mtu")
         self.addresses = NodeAddresses(config.node, environment, store, self._looked)
-        self.cni_server = CniServer(config.node, store, self.view, self.progress, holdings, self.mtu, self.departures)
+        self.links_gone = LinksGone()
+        self.cni_server = CniServer(
+            config.node, store, self.view, self.progress, holdings, self.mtu, self.departures, self.links_gone
+        )
         self.ipam_server = IpamServer(holdings)
         run_dir = config.run_dir
         self.bird = Bird(run_dir / "bird.conf", run_dir / "bird.ctl", log=run_dir / "bird.log") if config.bgp else None
@@ -219,7 +223,7 @@ class Agent:
                     app = metrics_application(self.metrics.registry)
                     await stack.enter_async_context(serving(app, ("", self.config.metrics_port)))
                 async with asyncio.TaskGroup() as tasks:
-                    links = watch_links(self.view, self.dataplane.again, self.addresses.heard)
+                    links = watch_links(self.view, self.dataplane.again, self.links_gone.heard, self.addresses.heard)
                     tasks.create_task(links, name="watch links")
                     tasks.create_task(repair_table(monitor, self.nft, self.dataplane.again), name="repair the table")
                     tasks.create_task(self._repair_overlay(), name="repair the overlay")

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterable
 from tortie.agent.view import View
 from tortie.kernel import events
 
+Heard = Callable[[Iterable[events.Event]], None]
 
-async def watch_links(view: View, again: Callable[[], None], heard: Callable[[Iterable[events.Event]], None]) -> None:
+
+async def watch_links(view: View, again: Callable[[], None], *heard: Heard) -> None:
     """Forever. An endpoint's interface that comes or goes is a reason to plan the routes `again`, and so is a host's
     interface or address by which a host endpoint finds its own. That of a pod which is being attached is not, yet: its
-    endpoint will be. `heard` is told of everything."""
+    endpoint will be. Those who listen are told of everything."""
     loop = asyncio.get_running_loop()
     groups = (events.Group.LINK, events.Group.IPV4_ADDRESS, events.Group.IPV6_ADDRESS)
     with events.Monitor(groups=groups) as monitor:
@@ -25,7 +27,8 @@ async def watch_links(view: View, again: Callable[[], None], heard: Callable[[It
                 told = monitor.read()
                 if any(_matters(view, event) for event in told):
                     again()
-                heard(told)
+                for listener in heard:
+                    listener(told)
         finally:
             loop.remove_reader(monitor.fileno())
 

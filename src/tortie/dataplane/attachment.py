@@ -19,7 +19,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from tortie.base.addr import IP, Net, parse_ip, parse_net
@@ -216,10 +216,10 @@ def _configure(attachment: Attachment, host_nl: Netlink, pod_nl: Netlink, host: 
     return inside.mac
 
 
-def _delete_if_there(nl: Netlink, name: str) -> None:
+def _delete_if_there(nl: Netlink, link: str | int) -> None:
     """What cannot be deleted, as loopback and devices of metal cannot, we have not made."""
     try:
-        links.delete_link(nl, name)
+        links.delete_link(nl, link)
     except NotFound:
         pass
     except KernelError as error:
@@ -227,43 +227,62 @@ def _delete_if_there(nl: Netlink, name: str) -> None:
             raise
 
 
-def detach(pod_netns: str, ifname: str, host_ifname: str, host_netns: str | None = None) -> None:
-    """Take it away, from either end; what is gone already is fine. Raises KernelError."""
-    if host_ifname:
-        _leave(host_ifname, host_netns)
-    if pod_netns:
-        _delete_inside(pod_netns, ifname)
-    if host_ifname:
-        with Netlink(host_netns) as nl:
-            _delete_if_there(nl, host_ifname)
+def detach(
+    pod_netns: str,
+    ifname: str,
+    host_ifname: str,
+    host_netns: str | None = None,
+    *,
+    found: Callable[[], None] = lambda: None,
+) -> None:
+    """Take it away, from either end; what is gone already is fine. Raises KernelError.
+
+    `found` is called once both ends are known by their indexes: from then on their names may be others'.
+    """
+    with contextlib.ExitStack() as stack:
+        host_nl = stack.enter_context(Netlink(host_netns))
+        host = _index(host_nl, host_ifname) if host_ifname else 0
+        pod_nl = _inside(pod_netns, stack) if pod_netns else None
+        inside = _index(pod_nl, ifname) if pod_nl is not None else 0
+        found()
+        if host:
+            _leave(host, host_netns)
+        if pod_nl is not None and inside:
+            _delete_if_there(pod_nl, inside)
+        if host:
+            _delete_if_there(host_nl, host)
 
 
-_turn = threading.Lock()
-_leaving: dict[str | None, list[str]] = {}
-"""Host ends that are to go, by namespace."""
-
-
-def _leave(host_ifname: str, host_netns: str | None) -> None:
-    """Take a host's end away together with all that others want away meanwhile: the kernel takes as long for many links
-    as for one. Whatever goes wrong, each looks after its own afterwards."""
-    _leaving.setdefault(host_netns, []).append(host_ifname)
-    with _turn:
-        names = _leaving.pop(host_netns, [])
-        if len(names) > 1:
-            with contextlib.suppress(KernelError), Netlink(host_netns) as nl:
-                links.delete_links(nl, names)
-
-
-def _delete_inside(path: str, ifname: str) -> None:
+def _inside(path: str, stack: contextlib.ExitStack) -> Netlink | None:
     try:
         pod = netns.open_ns(path)
     except (NotFound, ConfigError, KernelError):
-        return  # whatever is at that path, it is no namespace that a link of ours could be in
+        return None  # whatever is at that path, it is no namespace that a link of ours could be in
+    stack.callback(os.close, pod)
+    return stack.enter_context(Netlink(pod))
+
+
+def _index(nl: Netlink, name: str) -> int:
     try:
-        with Netlink(pod) as nl:
-            _delete_if_there(nl, ifname)
-    finally:
-        os.close(pod)
+        return links.link_index(nl, name)
+    except NotFound:
+        return 0
+
+
+_turn = threading.Lock()
+_leaving: dict[str | None, list[int]] = {}
+"""Host ends that are to go, by namespace."""
+
+
+def _leave(host: int, host_netns: str | None) -> None:
+    """Take a host's end away together with all that others want away meanwhile: the kernel takes as long for many links
+    as for one. Whatever goes wrong, each looks after its own afterwards."""
+    _leaving.setdefault(host_netns, []).append(host)
+    with _turn:
+        every = _leaving.pop(host_netns, [])
+        if len(every) > 1:
+            with contextlib.suppress(KernelError), Netlink(host_netns) as nl:
+                links.delete_links(nl, every)
 
 
 def host_ends(host_netns: str | None = None) -> list[str]:

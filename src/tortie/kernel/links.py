@@ -131,6 +131,14 @@ def names(netns: str | int | None = None) -> dict[int, str]:
         return dict(socket.if_nameindex())
 
 
+def index_here(name: str) -> int:
+    """The index of a link in the calling thread's namespace; 0 when it is not there."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        return 0
+
+
 def get_link(nl: Netlink, link: str | int) -> Link:
     """One link by name or index. Raises NotFound."""
     return decode(_get(nl, link))
@@ -256,7 +264,7 @@ def delete_link(nl: Netlink, link: str | int) -> None:
     _ask(nl, RTM_DELLINK, 0, _which(link), f"ip link delete {_word(link)}")
 
 
-def delete_links(nl: Netlink, names: Sequence[str]) -> None:
+def delete_links(nl: Netlink, every: Sequence[str | int]) -> None:
     """Deletes many links and their peers in one step: the kernel waits once for all of them. Those that are not there
     are passed over. Raises KernelError, EOPNOTSUPP when one of them cannot be deleted; then all are there.
 
@@ -265,10 +273,10 @@ def delete_links(nl: Netlink, names: Sequence[str]) -> None:
     group = int.from_bytes(os.urandom(4), "big") >> 1 | 1 << 30  # those that people give by hand are small
     words = f"group {group}"
     joining = [
-        Request(RTM_SETLINK, 0, LINK.pack({"ifname": name, "group": group}), f"ip link set {name} {words}")
-        for name in names
+        Request(RTM_SETLINK, 0, LINK.pack({**_which(one), "group": group}), f"ip link set {_word(one)} {words}")
+        for one in every
     ]
-    if len(nl.batch(joining)) < len(names):
+    if len(nl.batch(joining)) < len(every):
         _ask(nl, RTM_DELLINK, 0, {"group": group}, f"ip link delete {words}")
 
 

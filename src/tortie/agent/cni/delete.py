@@ -52,7 +52,7 @@ async def _delete(records: Records, holdings: Holdings, call: Call, conf: NetCon
     last = await records.delete(workload.namespace, workload.endpoint_name, call.container_id)
     if last:
         status.remove(conf.status_dir, workload)
-    await separate(call, conf, workload.interface if last else "")
+    await separate(records.links_gone, call, conf, workload.interface if last else "")
     await give_back(records, holdings, call, conf)
 
 
@@ -73,5 +73,5 @@ async def _leave(records: Records, holdings: Holdings, call: Call, conf: NetConf
     records.departures.note(Departure(call.container_id, namespace, name, handles_of(call.container_id, conf)))
     if last:
         status.remove(conf.status_dir, workload)
-    await separate(call, conf, workload.interface if last else "")
+    await separate(records.links_gone, call, conf, workload.interface if last else "")
     holdings.forget(call.container_id)

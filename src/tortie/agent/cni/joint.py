@@ -14,6 +14,7 @@ from dataclasses import replace
 from tortie.agent.cni import delegate
 from tortie.agent.cni.addresses import ips_of
 from tortie.agent.cni.undo import on_failure
+from tortie.agent.links_gone import LinksGone
 from tortie.agent.netconf import NetConf
 from tortie.base.addr import IP
 from tortie.cni.cnidataplane import AddRequest, ContainerSettings, add_request, del_request
@@ -72,15 +73,16 @@ def attachment_of(call: Call, conf: NetConf, interface: str, ips: tuple[IP, ...]
     )
 
 
-async def separate(call: Call, conf: NetConf, host_ifname: str) -> None:
-    """Take away what `join` made, however much is there; "" is a link that is not ours to take.
+async def separate(gone: LinksGone, call: Call, conf: NetConf, host_ifname: str) -> None:
+    """Take away what `join` made, however much is there; "" is a link that is not ours to take. Of a link nobody waits
+    for what the kernel does when it is gone.
 
     Raises KernelError, CniError, NotSupported.
     """
     if conf.dataplane is not None:
         await asyncio.to_thread(conf.dataplane.delete, del_request(call, conf.dataplane.options))
     elif host_ifname:
-        await take_away(call.netns, call.ifname, host_ifname)
+        await gone.after(host_ifname, lambda found: detach(call.netns, call.ifname, host_ifname, found=found))
 
 
 async def take_away(netns: str, ifname: str, host_ifname: str) -> None:

@@ -105,7 +105,7 @@ async def delete(records: Records, holdings: Holdings, call: Call, conf: NetConf
     for endpoint in there:
         await records.delete(endpoint.namespace, endpoint.name, call.container_id)
     status.remove(conf.status_dir, workload)
-    await separate(call, conf, "" if another else workload.interface)
+    await separate(records.links_gone, call, conf, "" if another else workload.interface)
     await give_back(records, holdings, call, conf)
     log.info("DEL %s", workload.title)
 

@@ -13,6 +13,7 @@ from typing import TypeVar
 from tortie.agent.cni.undo import on_failure
 from tortie.agent.departures import Departures
 from tortie.agent.endpoints import follows_pod, refresh
+from tortie.agent.links_gone import LinksGone
 from tortie.agent.pending import Pending
 from tortie.agent.pod_mtu import PodMtu
 from tortie.agent.registration import demand_ready_in
@@ -44,6 +45,7 @@ class Records:
         pending: Pending,
         mtu: PodMtu,
         departures: Departures | None = None,
+        links_gone: LinksGone | None = None,
     ) -> None:
         self.node = node
         self.store = store
@@ -52,6 +54,7 @@ class Records:
         self.pending = pending
         self.mtu = mtu
         self.departures = departures
+        self.links_gone = links_gone or LinksGone()
 
     @property
     def away(self) -> str:

@@ -23,6 +23,7 @@ from tortie.agent.cni.identity import workload_of
 from tortie.agent.cni.records import Records
 from tortie.agent.departures import Departures
 from tortie.agent.holdings import Holdings
+from tortie.agent.links_gone import LinksGone
 from tortie.agent.netconf import NetConf, read_netconf
 from tortie.agent.pod_mtu import PodMtu
 from tortie.agent.view import Progress, View
@@ -51,8 +52,9 @@ class CniServer:
         holdings: Holdings,
         mtu: PodMtu,
         departures: Departures | None = None,
+        links_gone: LinksGone | None = None,
     ) -> None:
-        self._records = Records(node, store, view, progress, holdings.pending, mtu, departures)
+        self._records = Records(node, store, view, progress, holdings.pending, mtu, departures, links_gone)
         self._holdings = holdings
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """By the name of the interface, as long as somebody has or awaits the turn."""
