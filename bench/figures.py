@@ -105,10 +105,10 @@ def percentile(samples: Sequence[float], percent: float) -> float:
 def table(title: str, reports: Sequence[Report]) -> Table:
     """One row per figure. Of several reports each begins with its name, of one the peers are named below."""
     made = Table(title=title, title_justify="left", title_style="bold", header_style="bold", caption_justify="left")
-    made.add_column("figure")
+    made.add_column("figure", min_width=20)
     for heading in ("value", "peer", "ratio"):
-        made.add_column(heading, justify="right", no_wrap=True)
-    made.add_column("target", no_wrap=True)
+        made.add_column(heading, justify="right", no_wrap=True, min_width=8 if heading != "ratio" else 5)
+    made.add_column("target", max_width=40)
     for report in reports:
         if len(reports) > 1:
             made.add_row(f"[bold]{report.name}[/bold]")
