@@ -5,6 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import os
+import select
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import pytest
 from conftest import Ns
 
 from tortie.base.errors import KernelError
-from tortie.kernel import libnftables, netns
+from tortie.kernel import libnftables, netns, nft
 from tortie.kernel.nft import Session
 
 pytestmark = pytest.mark.root
@@ -127,3 +130,31 @@ def test_memory_of_many_transactions(ns: Ns) -> None:
 
     warm = resident_after(50)
     assert resident_after(150) - warm < 1 << 20
+
+
+def test_a_script_whose_writer_is_killed_is_done_whole_or_not_at_all(ns: Ns) -> None:
+    """A pipe holds 64 KiB: lines of 64 bytes would be cut between two of them, where nft would take them for all."""
+    lines = [f"add chain inet cut {'c' * 38}{number:06d}" for number in range(4096)]
+    script = "add table inet cut".ljust(63) + "\n" + "".join(line.ljust(63) + "\n" for line in lines)
+    reading, writing = os.pipe()
+    writer = os.fork()
+    if writer == 0:
+
+        def stopped(pid: int) -> None:
+            os.kill(pid, signal.SIGSTOP)
+            os.write(writing, str(pid).encode())
+
+        try:
+            nft.apply(script, ns.path, stopped)
+        finally:
+            os._exit(0)
+    pid = int(os.read(reading, 20))
+    time.sleep(0.3)  # it has written what it can
+    os.kill(writer, signal.SIGKILL)
+    os.waitpid(writer, 0)
+    os.kill(pid, signal.SIGCONT)
+    file = os.pidfd_open(pid)
+    assert select.select([file], [], [], 30)[0]
+    for each in (file, reading, writing):
+        os.close(each)
+    assert ns.run("nft", "list", "chains").count("chain c") in (0, len(lines))

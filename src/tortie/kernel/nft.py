@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 from tortie.base.errors import KernelError, NotFound, NotSupported
@@ -37,7 +38,7 @@ Begun = Callable[[int], None]
 
 _PASSING = frozenset({"handle", "packets", "bytes"})
 _UNORDERED = frozenset({"elem", "set"})
-_PLACE = re.compile(r"/dev/stdin:(\d+):\d+-\d+: Error: (.*)")
+_PLACE = re.compile(r"/proc/self/fd/\d+:(\d+):\d+-\d+: Error: (.*)")
 
 
 def available() -> None:
@@ -199,11 +200,15 @@ def _run(
         command = ["nsenter", f"--net={netns}", *command]
     pipe = subprocess.PIPE
     try:
-        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        with ExitStack() as stack:
+            fds, told = _handed(script, stack) if script is not None else ((), None)
+            process = stack.enter_context(
+                subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, pass_fds=fds)
+            )
             try:
                 if begun is not None:
                     begun(process.pid)
-                out, err = process.communicate(script, TIMEOUT)
+                out, err = process.communicate(told, TIMEOUT)
             except BaseException:
                 process.kill()
                 raise
@@ -212,6 +217,16 @@ def _run(
         raise NotSupported(f"{error.filename} cannot be run: apt-get install nftables util-linux") from None
     except subprocess.TimeoutExpired:
         raise KernelError(110, " ".join(command), f"no answer within {TIMEOUT:g} s") from None
+
+
+def _handed(script: str, stack: ExitStack) -> tuple[tuple[int, ...], str]:
+    """A script in a file that nft has from its start, and the line that tells it to read that. Of a script in a pipe
+    nft would do the first part when we are killed, if that ends with a line."""
+    file = os.memfd_create("nft script", 0)
+    stack.callback(os.close, file)
+    with open(file, "w", encoding="utf-8", closefd=False) as whole:
+        whole.write(script)
+    return (file,), f'include "/proc/self/fd/{file}"\n'
 
 
 def _refusal(stderr: str, script: str) -> KernelError:
