@@ -1,4 +1,4 @@
-"""UDP flows whose backend goes: a client that goes on sending from one socket gets another."""
+"""Flows that lead to no backend: a client that goes on sending from one socket gets one."""
 
 from __future__ import annotations
 
@@ -76,9 +76,9 @@ def answer(one: socket.socket) -> str:
     return one.recv(100).decode().split()[0]
 
 
-def known(ground: Ground) -> int:
+def known(ground: Ground, protocol: int = UDP) -> int:
     with Conntrack(ground.spaces["node"].path) as tracked:
-        return sum(1 for _ in tracked.flows(None, UDP))
+        return sum(1 for one in tracked.flows(None, protocol) if one.opened.protocol == protocol)
 
 
 @BOTH
@@ -140,6 +140,31 @@ def test_flow_that_was_there_before_the_service(ground: Ground, flows: StaleFlow
                 one.recv(100)
             assert apply(ground, flows, dns(version, "one")) == 1
             assert answer(one) == "one"
+    finally:
+        node.run("nft", "delete", "table", "inet", "seen")
+
+
+@BOTH
+def test_call_that_began_before_the_service(ground: Ground, flows: StaleFlows, version: int) -> None:
+    """Its next attempt, a second later, gets a backend."""
+    node = ground.spaces["node"]
+    node.run(
+        "nft",
+        "-f",
+        "-",
+        stdin="add table inet seen\nadd chain inet seen c { type filter hook forward priority 0; }\n"
+        "add rule inet seen c ct state new counter\n",
+    )
+    try:
+        with ground.open("client", version, TCP) as one:
+            one.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                one.connect((CLUSTER_IP[version], 80))
+            assert known(ground, TCP) == 1
+            assert apply(ground, flows, dns(version, "one")) == 1
+            one.settimeout(PATIENCE)
+            assert one.recv(100).startswith(b"one")
+            assert apply(ground, flows, dns(version, "two")) == 0
     finally:
         node.run("nft", "delete", "table", "inet", "seen")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from proxy_world import HERE, THERE, endpoint, inputs, put, service, slice_, sta
 
 from tortie.base.addr import parse_ip, parse_net
 from tortie.base.flow import TCP, UDP, Flow, Way
-from tortie.calc.proxy.stale import stale, touched
+from tortie.calc.proxy.stale import destinations, stale, touched
 from tortie.calc.proxy.state import ProxyState
 
 OWN = frozenset(map(parse_ip, ("192.0.2.10", "2001:db8::10", "127.0.0.1")))
@@ -62,11 +63,22 @@ def test_flows(what: str, slices: tuple[Any, ...], asked: str, answered: str, go
     assert [*stale([one], dns(*slices), OWN)] == ([one] if gone else [])
 
 
-def test_only_udp_is_looked_at() -> None:
-    state = state_of(service("dns", port=53, ip="10.96.0.10"), at("10.0.0.1"))
-    assert not [
-        *stale([flow("10.96.0.10 53", "10.0.0.3 5353", TCP), flow("10.96.0.10 53", "10.0.0.3 5353")], state, OWN)
-    ]
+WEB = service("web", port=80, ip="10.96.0.10")
+EARLY = flow("10.96.0.10 80", "10.96.0.10 80", TCP)
+
+
+def test_of_tcp_one_that_began_too_early_goes() -> None:
+    state = state_of(WEB, slice_("10.0.0.1"))
+    assert [*stale([EARLY], state, OWN)] == [EARLY]
+    assert not [*stale([replace(EARLY, answered=True)], state, OWN)], "somebody answers there"
+    assert not [*stale([flow("10.96.0.10 80", "10.0.0.3 8080", TCP)], state, OWN)], "it ends by itself"
+    assert not [*stale([flow("10.96.0.10 80", "10.0.0.3 8080")], state, OWN)], "UDP, where the service has none"
+    assert not [*stale([EARLY], state_of(WEB), OWN)], "there is nobody to get"
+
+
+def test_all_addresses_that_flows_are_opened_to() -> None:
+    assert destinations(state_of(WEB), OWN) == {parse_ip("10.96.0.10")}
+    assert destinations(dns(*FULL), OWN) == {parse_ip("10.96.0.10"), parse_ip("fd96::10"), *OWN}
 
 
 def test_a_policy_cuts_no_flow() -> None:
@@ -106,12 +118,14 @@ def test_a_backend_that_goes_touches_its_frontends_and_itself() -> None:
 def test_the_first_backend_touches_the_frontends() -> None:
     assert steps(at("10.0.0.1"), first=(UDP_ONE,)) == {"10.96.0.10", "0.0.0.0"}
     assert steps(NEW, first=(slice_("10.0.0.1", protocol="UDP"),)) == {"10.96.0.11"}
+    assert steps(slice_("10.0.0.1"), first=(service("web", "10.96.0.12"),)) == {"10.96.0.12"}
 
 
 def test_what_touches_nothing() -> None:
     assert steps(at("10.0.0.1", "10.0.0.2"), first=(UDP_ONE, at("10.0.0.1"))) == set()
     assert steps(NEW, first=(UDP_ONE, at("10.0.0.1"))) == set()
     assert steps(slice_("10.0.0.1"), first=(service(), slice_("10.0.0.2"))) == set()
+    assert steps(slice_(), first=(service(), slice_("10.0.0.2"))) == set()
     assert steps(first=(UDP_ONE, at("10.0.0.1"))) == set()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tortie.base.addr import IP
 
@@ -31,6 +31,7 @@ class Flow:
     where an address was translated on the way, one is not the other turned round.
 
     `related` is one that another flow has announced, such as the data of FTP. `number` is the kernel's for this entry.
+    `answered`: a reply was seen.
     """
 
     opened: Way
@@ -38,6 +39,7 @@ class Flow:
     related: bool = False
     zone: int = 0
     number: int = 0
+    answered: bool = field(default=False, compare=False)
 
     @property
     def arrival(self) -> Way:

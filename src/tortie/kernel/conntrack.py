@@ -38,7 +38,7 @@ from tortie.kernel.netlink.tables import AF_INET, AF_INET6, AF_UNSPEC
 NETLINK_NETFILTER = 12  # linux/netlink.h
 _CTNETLINK = 1 << 8  # NFNL_SUBSYS_CTNETLINK (linux/netfilter/nfnetlink.h)
 CT_NEW, CT_GET, CT_DELETE = _CTNETLINK, _CTNETLINK | 1, _CTNETLINK | 2  # IPCTNL_MSG_CT_*
-IPS_EXPECTED = 1  # linux/netfilter/nf_conntrack_common.h
+IPS_EXPECTED, IPS_SEEN_REPLY = 1, 2  # linux/netfilter/nf_conntrack_common.h
 
 _ADDRESSES = Table(
     "linux/netfilter/nfnetlink_conntrack.h CTA_IP_*",
@@ -165,7 +165,14 @@ def decode(payload: bytes) -> Flow:
     if "orig" not in values or "reply" not in values:
         raise ValueError("an entry of connection tracking without both of its tuples")
     status, zone, number = (values.get(name, 0) for name in ("status", "zone", "id"))
-    return Flow(_way(values["orig"]), _way(values["reply"]), bool(status & IPS_EXPECTED), zone, number)
+    return Flow(
+        _way(values["orig"]),
+        _way(values["reply"]),
+        bool(status & IPS_EXPECTED),
+        zone,
+        number,
+        bool(status & IPS_SEEN_REPLY),
+    )
 
 
 def _with_ports(payload: bytes) -> Flow | None:
@@ -182,7 +189,7 @@ def _with_ports(payload: bytes) -> Flow | None:
         ways.append(Way(_ip(source), _ip(destination), protocol, source_port, destination_port))
     rest = dict(attributes(payload[4 + 2 * layout.size :], _FLAT))
     status, number, zone = (int.from_bytes(rest.get(one, b""), "big") for one in _FLAT)
-    return Flow(ways[0], ways[1], bool(status & IPS_EXPECTED), zone, number)
+    return Flow(ways[0], ways[1], bool(status & IPS_EXPECTED), zone, number, bool(status & IPS_SEEN_REPLY))
 
 
 @lru_cache(maxsize=1 << 12)

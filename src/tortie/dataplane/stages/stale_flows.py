@@ -1,12 +1,12 @@
-"""UDP flows to services whose backend is none any more: deleted, so that the next packet gets another backend.
+"""Flows to services that lead to no backend of theirs: deleted, so that the next packet gets one.
 
 Ours: no object. Flows are deleted from connection tracking, which keeps the backend of a flow's first packet for ever.
 Order: after the services, or a flow could begin anew with the old backend.
 Source: `calc.proxy.stale`. None in place of a state: services are somebody else's, and so are their flows.
 
-Looked at are the flows of addresses where a backend went, or came to a frontend that had none; all UDP flows at the
-first state, and again when something may have changed unseen: a packet that was under way while the rules changed opens
-a flow as they were.
+Looked at are the flows of addresses where a backend went, or came to a frontend that had none; those of all services at
+the first state, and again when something may have changed unseen: a packet that was under way while the rules changed
+opens a flow as they were.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 from tortie.base.addr import IP, parse_ip
 from tortie.base.errors import NotSupported
-from tortie.base.flow import UDP, Flow
+from tortie.base.flow import Flow
 from tortie.base.logs import Seldom
-from tortie.calc.proxy.stale import OWN, stale, touched
+from tortie.calc.proxy.stale import JUDGED, OWN, destinations, stale, touched
 from tortie.calc.proxy.state import ProxyState
 from tortie.dataplane.converge import Work
 from tortie.kernel.addresses import list_addresses
@@ -73,7 +73,7 @@ class StaleFlows:
         try:
             found = self._look(state, ips)
         except NotSupported as error:
-            self._complain.warning(f"UDP flows to backends that went stay: {error}")
+            self._complain.warning(f"flows to backends that went stay: {error}")
             found = Leavings((), state)
         if not found:
             self._judged = state
@@ -98,9 +98,10 @@ class StaleFlows:
     def _look(self, state: ProxyState, ips: frozenset[IP] | None) -> Leavings:
         own = self._own()
         marks = frozenset(OWN.values())
-        asked = ips if ips is None or marks.isdisjoint(ips) else ips - marks | own
+        where = destinations(state, own) if ips is None else ips if marks.isdisjoint(ips) else ips - marks | own
         with Conntrack(self._netns) as tracked:
-            found = tuple(islice(stale(tracked.flows(asked, UDP), state, own), self._most))
+            flows = chain.from_iterable(tracked.flows(where, protocol) for protocol in JUDGED)
+            found = tuple(islice(stale(flows, state, own), self._most))
         return Leavings(found, state, ips, len(found) == self._most)
 
     def _own(self) -> frozenset[IP]:
@@ -115,6 +116,6 @@ class StaleFlows:
             failed = tracked.delete(every)
         self.deleted += len(every) - len(failed)
         if every:
-            log.info("deleted UDP flows whose backend went: %d, first: %s", len(every) - len(failed), every[0])
+            log.info("deleted flows that led to no backend: %d, first: %s", len(every) - len(failed), every[0])
         if failed:
             raise failed[0][1]
