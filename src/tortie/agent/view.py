@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from tortie.agent.datastore import Datastore
 from tortie.agent.following import Following
 from tortie.agent.known import ALSO, Known
+from tortie.agent.sharing import share
 from tortie.base.errors import Unavailable
 from tortie.calc.cluster import INPUTS, Cluster
 from tortie.calc.hosts import asks_interfaces
@@ -304,6 +305,8 @@ class View:
             if there is None:
                 return False
         else:
+            if isinstance(resource, WorkloadEndpoint):
+                share(resource)
             objects[name[0], name[1]] = revision, resource
             self._tombstones.pop(key, None)
             self.changed(*key)
