@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import pytest
@@ -165,6 +166,27 @@ def test_nobody_has_the_name_before_the_link_was_found(node: Ns) -> None:
             node.ip("link", "add", "cali1", "type", "veth", "peer", "name", "peer1")
             await asyncio.sleep(MOMENT)
             assert links.index_here("cali1") != 0
+
+    with netns.entered(node.path):
+        asyncio.run(main())
+
+
+def test_a_call_that_is_given_up_before_it_began_never_begins(node: Ns) -> None:
+    """It waits for a thread; whoever has the name by then keeps his link."""
+    free = threading.Event()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        busy = loop.run_in_executor(None, free.wait, PATIENCE)
+        waiting = asyncio.create_task(LinksGone().after("cali1", deleting(node, "cali1", lambda: None)))
+        await asyncio.sleep(MOMENT)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        free.set()
+        await busy
+        await loop.run_in_executor(None, lambda: None)
+        assert links.index_here("cali1") != 0
 
     with netns.entered(node.path):
         asyncio.run(main())

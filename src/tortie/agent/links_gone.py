@@ -54,7 +54,9 @@ class LinksGone:
             await asyncio.wait((call, gone), return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._awaited.pop(index, None)
-            if not call.done():
+            if not found.done():
+                call.cancel()  # one that has not begun would find whoever has the name by then
+            elif not call.done():
                 self._tidying.add(call)
                 call.add_done_callback(self._tidied)
         if call.done():

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 
 from tortie.base.addr import IP, parse_ip
 from tortie.base.errors import NotSupported
@@ -100,7 +100,8 @@ class StaleFlows:
         marks = frozenset(OWN.values())
         where = destinations(state, own) if ips is None else ips if marks.isdisjoint(ips) else ips - marks | own
         with Conntrack(self._netns) as tracked:
-            flows = chain.from_iterable(tracked.flows(where, protocol) for protocol in JUDGED)
+            every = ((protocol, flow) for protocol in JUDGED for flow in tracked.flows(where, protocol))
+            flows = (flow for protocol, flow in every if flow.opened.protocol == protocol)  # old kernels tell of all
             found = tuple(islice(stale(flows, state, own), self._most))
         return Leavings(found, state, ips, len(found) == self._most)
 
