@@ -67,9 +67,16 @@ rule = partial(Rule, AF_INET, 9)
 PODS = ip_network("10.1.4.0/24")
 
 
+FLOWS = replace(CLUSTER, flow_tables=True)
 CASES: list[tuple[Seen, str, str, str]] = [
     (machine(features={"nft": False, "vxlan": True}), "bad", "kernel", "lacks nft"),
     (machine(features={"nft": True, "vxlan": False}), "bad", "kernel", "lacks vxlan, which is needed here"),
+    (
+        replace(machine(features={"nft": True, "vxlan": True, "flow tables": False}), cluster=FLOWS),
+        "warn",
+        "kernel",
+        "lacks flow tables",
+    ),
     (machine(forwarding={4: False, 6: False}), "bad", "forwarding", "IPv4 is not forwarded"),
     (interfaces(replace(ETH0, forwarding=False)), "bad", "forwarding", "comes in by eth0 is not forwarded"),
     (machine(loose_filter=True), "warn", "rp_filter", "is 2 (loose)"),

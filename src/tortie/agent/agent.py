@@ -58,6 +58,7 @@ from tortie.dataplane.drift import repair_table
 from tortie.dataplane.overlay import routing_stages
 from tortie.dataplane.stages.bird import BirdDaemon
 from tortie.dataplane.stages.established import Established
+from tortie.dataplane.stages.flow_tables import FlowTables
 from tortie.dataplane.stages.nft import Nft
 from tortie.dataplane.stages.peering_addresses import PeeringAddresses
 from tortie.dataplane.stages.qos import Qos
@@ -123,7 +124,7 @@ class Agent:
         self.overlay = tunnels, vteps, ways
         stages = (self.nft, Routes(), *self.overlay, self.pod_routes, RpFilter(), Qos(), PeeringAddresses())
         self.dataplane = Worker("dataplane", stages, self._applied, self._worker_broke)
-        self.flows = Worker("flows", (Established(),), self._flows_judged, self._worker_broke)
+        self.flows = Worker("flows", (Established(), FlowTables()), self._flows_judged, self._worker_broke)
         self._flow_failures: tuple[str, ...] = ()
         self.drops = Drops(config.node, self.view.cluster, lambda: self.nft.ruleset)
         where = place(config.datastore)
@@ -328,7 +329,7 @@ class Agent:
             self._loop.call_soon_threadsafe(self.drops.applied, self.nft.ruleset)
 
     def _flows_judged(self, state: DesiredState, failures: Sequence[Failure], seconds: float) -> None:
-        self._flow_failures = tuple(map(str, failures))
+        self._flow_failures = tuple(str(one) for one in failures if one.stage == Established.name)
 
     def _routing_applied(self, state: DesiredState, failures: Sequence[Failure], seconds: float) -> None:
         self._routing_failures = tuple(map(str, failures))

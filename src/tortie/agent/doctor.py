@@ -66,6 +66,7 @@ class Doctor:
             addresses=own,
             twins={ip: nodes for ip, nodes in twins.items() if nodes},
             tunnels=frozenset(pool.tunnel for pool in pools if pool.tunnel),
+            flow_tables=state is not None and state.settings.flow_tables,
             vxlan=next(((one.vni, one.port) for one in _devices(state) if one.kind == "vxlan"), (4096, 4789)),
             pools=tuple(pool.net for pool in pools),
             in_sync=self._view.in_sync.is_set(),

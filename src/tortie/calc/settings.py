@@ -12,7 +12,8 @@ from tortie.base.errors import ConfigError
 from tortie.calc.state import Settings
 from tortie.model.node import (
     ESTABLISHED_FLOWS,
-    ESTABLISHED_FLOWS_CHOICES,
+    FELIX_ANNOTATIONS,
+    FLOW_TABLES,
     FelixConfiguration,
     FelixConfigurationSpec,
     ProtocolPort,
@@ -41,7 +42,8 @@ class SettingsInputs:
         self._configurations.pop(name, None)
         if configuration is not None:
             settings_of(configuration.spec)
-            established_flows(configuration)
+            for annotation in FELIX_ANNOTATIONS:
+                annotated(annotation, configuration)
             parse(configuration.spec.node_selector)
             self._configurations[name] = configuration
 
@@ -50,7 +52,11 @@ class SettingsInputs:
         names = [] if node is None else [f"node.{node}", *self._selecting(labels)[:1]]
         found = [one for name in (*names, "default") if (one := self._configurations.get(name)) is not None]
         specs = (*self._environment, *(one.spec for one in found))
-        return replace(settings_of(*specs), established=established_flows(*found))
+        return replace(
+            settings_of(*specs),
+            established=annotated(ESTABLISHED_FLOWS, *found),
+            flow_tables=annotated(FLOW_TABLES, *found) == "Enabled",
+        )
 
     def _selecting(self, labels: Mapping[str, str]) -> list[str]:
         """Those that select a node, the oldest first: it is the only one that counts."""
@@ -110,12 +116,13 @@ def settings_of(*specs: FelixConfigurationSpec) -> Settings:
     )
 
 
-def established_flows(*configurations: FelixConfiguration) -> str:
-    """`Keep` or `Cut`, as the first says by annotation that says anything. Raises ConfigError."""
-    said = (one.metadata.annotations.get(ESTABLISHED_FLOWS) for one in configurations)
-    value = next((value for value in said if value is not None), _DEFAULTS.established)
-    if value not in ESTABLISHED_FLOWS_CHOICES:
-        raise ConfigError(f'"{value}" is not one of Keep, Cut', f'metadata.annotations["{ESTABLISHED_FLOWS}"]')
+def annotated(name: str, *configurations: FelixConfiguration) -> str:
+    """One of the annotation's FELIX_ANNOTATIONS, as the first says that says anything. Raises ConfigError."""
+    choices = FELIX_ANNOTATIONS[name]
+    said = (one.metadata.annotations.get(name) for one in configurations)
+    value = next((value for value in said if value is not None), choices[0])
+    if value not in choices:
+        raise ConfigError(f'"{value}" is not one of {", ".join(choices)}', f'metadata.annotations["{name}"]')
     return value
 
 

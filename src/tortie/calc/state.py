@@ -74,6 +74,8 @@ class Settings:
     floating_ips: bool = True
     established: str = "Keep"
     """`Cut`: a flow that policy comes to forbid ends at once, instead of going on until its ends are done."""
+    flow_tables: bool = False
+    """Whether established TCP connections of pods may go past the rules, unless flows are cut."""
     source_spoofing: bool = False
     """Whether endpoints may have sources of others; where they may not, one that asks for them counts as absent."""
     priority: Mapping[int, int] = field(default_factory=lambda: {4: 1024, 6: 1024})

@@ -2,13 +2,14 @@
 
     observe ──► Found ──plan──► nothing new comes in, what pods have goes, policy goes last ──carry_out──► kernel
 
-Ours: by the marks that the stages know their own by. The tables `inet tortie` and `inet tortie-services` and routes of
-protocol 87 are nobody else's. What Calico calls as we do (`cali*`, `bwcali*`, `vxlan.calico`, routes of protocol 80) is
-ours only on a machine where our agent has been; so are BIRD's routes (protocol 12), and only if our own BIRD has been
-there. A `tunl0` has our alias, or is another's. Of flannel's things links have our alias, routes protocol 70, and rules
-comments of ours; the bridge of its pods is theirs by its address, and goes only where our flanneld has been.
-Order: flannel's tables and that of services, routes, the links of pods and tunnels, then that of policy: while there
-is an interface there is its policy.
+Ours: by the marks that the stages know their own by. The tables `inet tortie`, `inet tortie-services` and
+`inet tortie-flows` and routes of protocol 87 are nobody else's. What Calico calls as we do (`cali*`, `bwcali*`,
+`vxlan.calico`, routes of protocol 80) is ours only on a machine where our agent has been; so are BIRD's routes
+(protocol 12), and only if our own BIRD has been there. A `tunl0` has our alias, or is another's. Of flannel's things
+links have our alias, routes protocol 70, and rules comments of ours; the bridge of its pods is theirs by its address,
+and goes only where our flanneld has been.
+Order: flannel's tables, those of services and of flows, routes, the links of pods and tunnels, then that of policy:
+while there is an interface there is its policy.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from tortie.kernel.netlink.tables import (
 )
 from tortie.kernel.routes import Route, delete_route, list_routes
 from tortie.model.workload import INTERFACE_PREFIX
+from tortie.render.flow_tables import TABLE as FLOWS
 from tortie.render.proxy.chains import TABLE as SERVICES
 from tortie.render.ruleset import TABLE
 
@@ -65,6 +67,7 @@ class Found:
     bridges: tuple[Link, ...] = ()
     flannel_tables: tuple[str, ...] = ()
     services: bool = False
+    flows: bool = False
 
     @property
     def flannel(self) -> bool:
@@ -75,7 +78,7 @@ class Found:
 
     def __bool__(self) -> bool:
         links = self.pods or self.shapers or self.tunnels or self.bridges
-        return bool(self.routes or links or self.table or self.services or self.flannel_tables)
+        return bool(self.routes or links or self.table or self.services or self.flows or self.flannel_tables)
 
 
 def observe(
@@ -110,6 +113,7 @@ def observe(
         bridges,
         rules,
         SERVICES in tables,
+        FLOWS in tables,
     )
 
 
@@ -145,7 +149,8 @@ def is_tunnel_of_ours(link: Link, been_here: bool) -> bool:
 def plan(found: Found) -> Steps:
     """The steps in their order."""
     names = found.names or {}
-    steps = [_table(table) for table in found.flannel_tables] + [_table(SERVICES)] * found.services
+    steps = [_table(table) for table in found.flannel_tables]
+    steps += [_table(SERVICES)] * found.services + [_table(FLOWS)] * found.flows
     steps += [_route(route, names) for route in sorted(found.routes, key=str)]
     steps += [_step("pod", link, f"ip link delete {link.name}") for link in found.pods]
     steps += [_step("link", link, f"ip link delete {link.name}") for link in found.shapers]

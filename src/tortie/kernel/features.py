@@ -23,12 +23,19 @@ _PROBE_TABLE = """table inet tortie-doctor {
   }
 }
 """
+_PROBE_FLOW_TABLE = """add table inet tortie-doctor
+add flowtable inet tortie-doctor f { hook ingress priority 0; devices = { lo }; }
+add chain inet tortie-doctor c { type filter hook forward priority 0; }
+add rule inet tortie-doctor c ct state established flow add @f
+"""
 _BTF = Path("/sys/kernel/btf/vmlinux")
 _IP_VS = (Path("/proc/net/ip_vs"), Path("/sys/module/ip_vs"))
 
 
 def features() -> dict[str, bool]:
-    """By name: nft, the LINK_KINDS, netem, ip_vs, BTF. Raises KernelError for who may not make a namespace."""
+    """By name: nft, the LINK_KINDS, netem, ip_vs, BTF, flow tables.
+
+    Raises KernelError for who may not make a namespace."""
     found = {"nft": nft.takes(_PROBE_TABLE)}
 
     def look() -> None:
@@ -40,7 +47,12 @@ def features() -> dict[str, bool]:
         netns.apart(look)
     except OSError as error:
         raise KernelError(error.errno or errno.EIO, "unshare --net") from None
-    return found | {"ip_vs": _has_ip_vs(), "BTF": _BTF.exists()}
+    return found | {"ip_vs": _has_ip_vs(), "BTF": _BTF.exists(), "flow tables": has_flow_tables()}
+
+
+def has_flow_tables() -> bool:
+    """Whether nftables can be told of connections that go past it; the modules are loaded by that."""
+    return nft.takes(_PROBE_FLOW_TABLE)
 
 
 def has_link_kind(kind: str) -> bool:

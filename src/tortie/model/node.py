@@ -339,6 +339,11 @@ class FelixConfigurationSpec(Value, frozen=True, kw_only=True):
 ESTABLISHED_FLOWS = "tortie.dev/established-flows"
 """The annotation of a FelixConfiguration that says what becomes of flows which a new policy forbids."""
 ESTABLISHED_FLOWS_CHOICES = ("Keep", "Cut")
+FLOW_TABLES = "tortie.dev/flow-tables"
+"""The annotation of a FelixConfiguration that says whether established TCP connections go past the rules."""
+FLOW_TABLES_CHOICES = ("Disabled", "Enabled")
+FELIX_ANNOTATIONS = {ESTABLISHED_FLOWS: ESTABLISHED_FLOWS_CHOICES, FLOW_TABLES: FLOW_TABLES_CHOICES}
+"""What they may say; the first is what holds where none says anything."""
 
 
 class FelixConfiguration(Resource, frozen=True, kw_only=True):
@@ -353,6 +358,7 @@ class FelixConfiguration(Resource, frozen=True, kw_only=True):
     def problems(self) -> Iterator[Problem]:
         if self.name != "default" and not self.name.startswith("node.") and not self.spec.node_selector:
             yield "metadata.name", f'"{self.name}" must be "default" or "node.<node name>", or have spec.nodeSelector'
-        said = self.metadata.annotations.get(ESTABLISHED_FLOWS)
-        if said is not None and said not in ESTABLISHED_FLOWS_CHOICES:
-            yield f'metadata.annotations["{ESTABLISHED_FLOWS}"]', f'"{said}" is not one of Keep, Cut'
+        for name, choices in FELIX_ANNOTATIONS.items():
+            said = self.metadata.annotations.get(name)
+            if said is not None and said not in choices:
+                yield f'metadata.annotations["{name}"]', f'"{said}" is not one of {", ".join(choices)}'

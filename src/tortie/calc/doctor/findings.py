@@ -14,6 +14,8 @@ Level = Literal["bad", "warn", "ok", "skipped"]
 LEVELS: tuple[Level, ...] = ("bad", "warn", "ok", "skipped")
 """The worst first."""
 
+FLOW_TABLES = "flow tables"
+"""The name of a kernel's feature."""
 NEEDED = {"VXLAN": "vxlan", "IPIP": "ipip"}
 """A pool's tunnel and the kernel's feature for it."""
 OVERHEAD = {("VXLAN", 4): VXLAN[4].overhead, ("VXLAN", 6): VXLAN[6].overhead, ("IPIP", 4): IPIP.overhead}
@@ -54,6 +56,10 @@ def _features(seen: Seen) -> Iterator[Finding]:
     for name in sorted(needed - {name for name, there in has.items() if there}):
         todo = "apt-get install nftables, and a kernel with nf_tables" if name == "nft" else f"modprobe {name}"
         yield Finding("bad", "kernel", f"this kernel lacks {name}, which is needed here", todo=todo)
+    if seen.cluster is not None and seen.cluster.flow_tables and not has.get(FLOW_TABLES, True):
+        text = f"this kernel lacks {FLOW_TABLES}: connections take the way by the rules, which is slower"
+        yield Finding("warn", "kernel", text, "nft_flow_offload", "modprobe nft_flow_offload, or a kernel that has it")
+        needed.add(FLOW_TABLES)
     there = ", ".join(name for name, one in has.items() if one)
     lacks = ", ".join(name for name, one in has.items() if not one and name not in needed)
     yield Finding("ok", "kernel", f"has {there}" + (f"; lacks {lacks}, which nothing here needs" if lacks else ""))

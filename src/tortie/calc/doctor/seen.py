@@ -101,6 +101,8 @@ class Cluster:
     addresses: tuple[IP, ...] = ()
     twins: Mapping[IP, tuple[str, ...]] = field(default_factory=dict)
     tunnels: frozenset[str] = frozenset()
+    flow_tables: bool = False
+    """Whether established connections are to go by the kernel's flow tables."""
     vxlan: tuple[int, int] = (4096, 4789)
     """VNI and port."""
     pools: tuple[Net, ...] = ()

@@ -29,6 +29,8 @@ def _who(answer: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("ok", CHECK, f"served by {modes}")
     elif answer["on"]:
         yield Finding("ok", CHECK, "served by Tortie")
+    elif answer.get("servedBy"):
+        yield Finding("ok", CHECK, f"served by {answer['servedBy']}")
     if left and not running and not answer["on"]:
         text = f"only rules that a kube-proxy has left serve them, and follow no change: {_evidence(left)}"
         yield Finding("bad", CHECK, text, todo=TAKE_OVER)
