@@ -6,7 +6,9 @@ from __future__ import annotations
 import select
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -21,6 +23,7 @@ from tortie.dataplane.converge import converge
 from tortie.dataplane.stages.established import Established
 from tortie.dataplane.stages.flow_tables import FlowTables
 from tortie.dataplane.stages.nft import Nft
+from tortie.dataplane.stages.qos import Qos
 from tortie.kernel import nft
 from tortie.kernel.netns import entered
 from tortie.model.document import parse
@@ -95,7 +98,8 @@ class World:
             cluster.put(resource)
         assert not cluster.problems
         state = cluster.state()
-        assert converge([Nft(self.node.path), self.stage, Established(self.node.path)], state) == []
+        stages = (Nft(self.node.path), Qos(self.node.path), Established(self.node.path), self.stage)
+        assert converge(stages, state) == []
         return state
 
     def forwarded(self) -> int:
@@ -228,6 +232,24 @@ def test_a_pod_with_a_limit_of_packets_takes_the_way_by_the_rules(world: World) 
         assert other.past(world)
         world.follow()
         assert talk.past(world)
+
+
+@pytest.mark.parametrize("way", ["ingress", "egress"])
+def test_a_limit_of_bandwidth_holds_past_the_rules(world: World, way: str) -> None:
+    """2 MB at a megabyte a second, of which the burst takes a part."""
+    world.follow(limits=f"{way}Bandwidth: 8000000, {way}Burst: 800000")
+    assert "calib" in world.devices()
+    with Talk(world, "x", "b", 4) as talk:
+        talk.words(3)
+        speaker, listener = (talk.client, talk.server) if way == "ingress" else (talk.server, talk.client)
+        began = time.monotonic()
+        with ThreadPoolExecutor(1) as pool:
+            sent = pool.submit(speaker.sendall, bytes(2_000_000))
+            left = 2_000_000
+            while left:
+                left -= len(listener.recv(1 << 16))
+            sent.result(PATIENCE)
+        assert 1.0 < time.monotonic() - began < 6.0
 
 
 def test_no_connection_notices_that_the_table_comes_and_goes(world: World) -> None:
