@@ -26,6 +26,17 @@ def key(entry: Entry) -> Key:
     return entry.dev, entry.mac, entry.dst if entry.mac == FLOODED else "-"
 
 
+def is_echo(entry: Entry, there: Mapping[Key, Entry]) -> bool:
+    """Whether that announces once more, without its destination, what is known already.
+
+    Kernels before 6.13 do so after each entry that somebody gives to a tunnel, in words for all kinds of links.
+    """
+    if not isinstance(entry, Forwarding) or entry.dst or entry.master:
+        return False
+    same = there.values() if entry.mac == FLOODED else filter(None, [there.get(key(entry))])
+    return any(isinstance(one, Forwarding) and one.mac == entry.mac and one.dst for one in same)
+
+
 class LiveNeighbours:
     """Used by one thread. `netns` is a path; None is the namespace of the thread that refreshes first."""
 
@@ -78,7 +89,7 @@ class LiveNeighbours:
                     return
                 if gone:
                     self.changes += there.pop(key(entry), None) is not None
-                elif there.get(key(entry)) != entry:
+                elif there.get(key(entry)) != entry and not is_echo(entry, there):
                     there[key(entry)] = entry
                     self.changes += 1
             case events.Overrun():

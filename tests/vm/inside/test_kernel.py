@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -222,3 +223,58 @@ def test_only_nodes_are_let_into_the_tunnel(make_ns: Callable[..., Ns]) -> None:
     # The largest packet that goes through without being broken up, and the next one.
     assert ping(b, "10.65.2.7", "10.65.1.7", "-M", "do", "-s", str(1480 - 28))
     assert not ping(b, "10.65.2.7", "10.65.1.7", "-M", "do", "-s", str(1481 - 28))
+
+
+OVERLAYS = {
+    "ipip": TUNNELLED,
+    "vxlan": (
+        *resources("""
+apiVersion: projectcalico.org/v3
+kind: Node
+metadata: {name: a}
+spec:
+  {bgp: {ipv4Address: 192.0.2.1/24, ipv6Address: "fd00:2::1/64"}, ipv4VXLANTunnelAddr: 10.65.1.1,
+   ipv6VXLANTunnelAddr: "fd65:1::1"}
+---
+apiVersion: projectcalico.org/v3
+kind: Node
+metadata: {name: b}
+spec:
+  {bgp: {ipv4Address: 192.0.2.2/24, ipv6Address: "fd00:2::2/64"}, ipv4VXLANTunnelAddr: 10.65.2.1,
+   ipv6VXLANTunnelAddr: "fd65:2::1"}
+---
+apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: pool}
+spec: {cidr: 10.65.0.0/16, ipipMode: Never, vxlanMode: Always}
+---
+apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: pool6}
+spec: {cidr: "fd65::/16", ipipMode: Never, vxlanMode: Always}
+"""),
+        block("a", "10.65.1.0/26"),
+        block("b", "10.65.2.0/26"),
+        block("b", "fd65:2::/122"),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OVERLAYS)
+def test_an_overlay_that_is_there_is_left_alone(make_ns: Callable[..., Ns], kind: str) -> None:
+    """Whatever this kernel announces of what we have made ourselves."""
+    switch = make_ns("sw")
+    switch.ip("link", "add", "br0", "up", "type", "bridge")
+    a = plugged(make_ns, switch, "a", 1)
+    a.ip("addr", "add", "fd00:2::1/64", "dev", "eth0", "nodad")
+    cluster = Cluster("a", bird=False)
+    for one in OVERLAYS[kind]:
+        cluster.put(one)
+    state, stages = cluster.state(), overlay_stages(a.path)
+    assert state.overlay.routes
+    for _ in range(3):  # an IPv6 address of the tunnel's is there a moment later
+        assert converge(stages, state) == []
+        time.sleep(1)
+    for _ in range(3):
+        assert [str(work) for stage in stages if (work := stage.plan(state))] == []
+        time.sleep(0.1)
