@@ -72,7 +72,7 @@ interop: $(VENV)/ready ## BIRD, FRR, GoBGP, etcd, the reference CNI plugins, con
 
 vm: $(VENV)/ready ## a stock Debian kernel in a virtual machine, as root
 	@echo "vm:"
-	@$(SUDO) $(LEVEL) tests/vm $(WORKERS)
+	@$(SUDO) $(LEVEL) tests/vm $(WAITING)
 
 e2e: $(VENV)/ready ## whole labs, as root
 	@echo "e2e:"

@@ -1,7 +1,7 @@
 """How tests share a machine: several workers take parts of a level, those that take long first.
 
-A part is a file, because what its fixtures build is built once. A class of a file is a part of its own; files of
-virtual machines that share a machine are one part.
+A part is a file, because what its fixtures build is built once. A class of a file is a part of its own. Files that run
+in a virtual machine are as many parts as there are workers, each with a machine of its own (`parts.guests`).
 Whatever a test makes outside of a namespace has the number of its process in its name, so that two workers never meet.
 """
 
@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import re
 import signal
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from parts import vm_group
+from parts import INSIDE, SECONDS, guests
 
 if "STOCKVM" not in os.environ:  # in a guest every import takes its time, and no test there needs this one
     from hypothesis import HealthCheck, settings
@@ -48,12 +49,6 @@ LONG = (
     "interop/test_store_etcd_members.py",
     "interop/test_store_kubernetes.py",
     "interop/test_runtimes.py",
-    "vm/inside/test_flannel_wireguard.py",
-    "vm/inside/test_plugin_ipvlan.py",
-    "vm/inside/test_pod_networks_stock.py",
-    "vm/inside/test_lab_ipvlan.py",
-    "vm/inside/test_plugin_pages.py",
-    "vm/inside/test_plugin_bridge_vlan.py",
     "e2e/test_kubernetes_cluster.py",
     "e2e/test_docs.py",
     "e2e/test_topologies.py",
@@ -70,9 +65,10 @@ def pytest_configure() -> None:
     """A program in the background of a shell ignores Ctrl-C, and so would what tests start and interrupt."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    gone = [name for name in LONG if not (Path(__file__).parent / name).exists()]
-    if gone:
-        raise pytest.UsageError(f"{__file__}: LONG names what is not there: {', '.join(gone)}")
+    folder = Path(__file__).parent
+    for table, names in (("LONG", LONG), ("parts.SECONDS", [f"{INSIDE}{name}.py" for name in SECONDS])):
+        if gone := [name for name in names if not (folder / name).exists()]:
+            raise pytest.UsageError(f"{folder}: {table} names what is not there: {', '.join(gone)}")
 
 
 @pytest.hookimpl(trylast=True)
@@ -91,10 +87,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadScopeScheduling
 
     class Parts(LoadScopeScheduling):
+        @cached_property
+        def _guests(self) -> dict[str, str]:
+            return guests(self.collection or (), self.numnodes)
+
         def _split_scope(self, nodeid: str) -> str:
             found = _PART.match(nodeid)
             assert found is not None
-            return vm_group(found[0])
+            return self._guests.get(nodeid.partition("::")[0], found[0])
 
     config.option.loadscopereorder = False
     return Parts(config, log)

@@ -1,7 +1,7 @@
 """The tests in `inside` are collected here, run in a guest, and reported as if they ran here.
 
-Files of one group (`parts.SHARED`) share a guest, because to boot it and to start Python in it takes longer than most
-tests; others have one of their own.
+There is a guest for each process that shares the tests of the level (`parts.guests`), because to boot one and to start
+Python in it takes longer than most tests. One that dies costs the test that it was at; another does the rest.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from parts import vm_group
+from parts import guests
 from vm.guest import REPORTS, Guest, inside, obstacle
 
 INSIDE = Path(__file__).parent / "inside"
@@ -49,14 +49,20 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 def guest_of(item: pytest.Item) -> Guest:
-    """The guest of an item's group; with its first one it is booted, for all that are to run."""
-    guests = item.config.stash.setdefault(_guests, {})
-    group = vm_group(item.nodeid)
-    if group not in guests:
-        tests = [one.nodeid for one in item.session.items if vm_group(one.nodeid) == group]
-        directory = item.config._tmp_path_factory.mktemp(group.rpartition("/")[2])  # type: ignore[attr-defined]
-        guests[group] = Guest(tests, directory)
-    return guests[group]
+    """The guest of an item's part of the level; it is booted with the first one, for all of them."""
+    booted = item.config.stash.setdefault(_guests, {})
+    every = [one.nodeid for one in item.session.items]
+    parts = guests(every, getattr(item.config, "workerinput", {}).get("workercount", 1))
+    part = parts[file_of(item.nodeid)]
+    if part not in booted or booted[part].leaves_some:
+        tests = [test for test in every[every.index(item.nodeid) :] if parts.get(file_of(test)) == part]
+        directory = item.config._tmp_path_factory.mktemp(part.rpartition("/")[2])  # type: ignore[attr-defined]
+        booted[part] = Guest(tests, directory)
+    return booted[part]
+
+
+def file_of(test: str) -> str:
+    return test.partition("::")[0]
 
 
 def unrun(item: pytest.Item, guest: Guest) -> pytest.TestReport:
