@@ -21,8 +21,6 @@ from typing import TypeVar
 
 import pytest
 
-from tortie.agent import pending as pendings
-from tortie.agent import stock as stocks
 from tortie.agent.cni.records import Records
 from tortie.agent.cni.undo import on_failure
 from tortie.agent.endpoints import follow_pods
@@ -145,9 +143,10 @@ class Life:
         front = Front(store, fate, dice)
         self.view = View(NODE, store, lambda state: None)
         self.ipam = Ipam(front, NODE, lambda: datetime.now(UTC), matches)
-        self.pending = FatefulPending(directory, READY, front, self.view, self.ipam)
+        self.pending = FatefulPending(directory, READY, front, self.view, self.ipam, linger=0.0)
         self.pending.fate = fate
-        self.stock = Stock(NODE, self.ipam, self.view.known, matches, lambda: self.pending.ips, most)
+        brisk = {"every": 0.005, "retry": 0.005}
+        self.stock = Stock(NODE, self.ipam, self.view.known, matches, lambda: self.pending.ips, most, **brisk)
         self.holdings = Holdings(NODE, front, self.ipam, self.stock, self.pending, directory.with_suffix(".marker"))
         progress = Progress()
         progress.generation = 10**9
@@ -229,13 +228,6 @@ async def alive(life: Life, work: Callable[[], asyncio.Task[None]]) -> None:
     if life.bug.done():
         life.bug.result()
     task.result()
-
-
-@pytest.fixture(autouse=True)
-def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pendings, "LINGER", 0.0)
-    for name, seconds in (("ROUND", 0.005), ("RETRY", 0.005)):
-        monkeypatch.setattr(stocks, name, seconds)
 
 
 PODS = [f"p{number}" for number in range(5)]

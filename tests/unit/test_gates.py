@@ -12,11 +12,7 @@ from aiohttp import web
 from tortie.agent.cni import gates
 from tortie.base.errors import Unavailable
 
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("PATIENCE", 0.6), ("REQUEST", 0.2), ("PAUSE", 0.05)):
-        monkeypatch.setattr(gates, name, seconds)
+QUICK = gates.Pace(patience=0.6, request=0.2, pause=0.05)
 
 
 @asynccontextmanager
@@ -51,7 +47,7 @@ async def _there(_: web.Request) -> web.Response:
 @pytest.mark.parametrize(("statuses", "times"), [((200,), 1), ((204,), 1), ((302,), 1), ((503, 404, 200), 3)])
 async def test_it_is_ready_with_a_status_from_200_to_399(statuses: tuple[int, ...], times: int) -> None:
     async with answering(*statuses) as (url, asked):
-        await gates.passed([url])
+        await gates.passed([url], QUICK)
         assert asked() == times
 
 
@@ -60,7 +56,7 @@ async def test_each_is_waited_for_in_turn() -> None:
         (first, _), (second, asked) = [
             await stack.enter_async_context(answering(*statuses)) for statuses in ((500, 200), (200,))
         ]
-        await gates.passed([first, second])
+        await gates.passed([first, second], QUICK)
         assert asked() == 1
 
 
@@ -68,11 +64,11 @@ async def test_one_that_does_not_come_up_is_named_with_its_reason() -> None:
     began = time.monotonic()
     async with answering(503) as (url, asked):
         with pytest.raises(Unavailable, match=rf"readiness gate {url} is not ready after 0\.6 s: status 503"):
-            await gates.passed([url])
+            await gates.passed([url], QUICK)
         assert asked() > 2
     assert time.monotonic() - began < 5
 
 
 async def test_nobody_there() -> None:
     with pytest.raises(Unavailable, match=r"http://127\.0\.0\.1:1/ is not ready after .*(refused|Connect)"):
-        await gates.passed(["http://127.0.0.1:1/"])
+        await gates.passed(["http://127.0.0.1:1/"], QUICK)

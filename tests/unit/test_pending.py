@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from tortie.agent import pending as pendings
 from tortie.agent.endpoints import follow_pods
-from tortie.agent.pending import Pending
+from tortie.agent.pending import FIRST_RETRY, Pending
 from tortie.agent.view import View
 from tortie.base.addr import parse_ip, parse_net
 from tortie.base.errors import Unavailable
@@ -54,12 +53,13 @@ class Town:
 
     store: MemoryStore
     directory: Path
+    retry: float = FIRST_RETRY
 
     def __post_init__(self) -> None:
         self.states: list[DesiredState] = []
         self.view = View(NODE, self.store, self.states.append)
         self.ipam = Ipam(self.store, NODE, lambda: datetime.now(UTC), matches)
-        self.pending = Pending(self.directory, READY, self.store, self.view, self.ipam)
+        self.pending = Pending(self.directory, READY, self.store, self.view, self.ipam, retry=self.retry)
         self.bugs: list[BaseException] = []
 
     @contextlib.asynccontextmanager
@@ -180,8 +180,8 @@ async def test_writing_it_changes_nothing_in_the_kernel(town: Town) -> None:
         assert town.states[-1].generation == generation
 
 
-async def test_datastore_that_is_away_is_told_later(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pendings, "FIRST_RETRY", 0.01)
+async def test_datastore_that_is_away_is_told_later(town: Town) -> None:
+    town = Town(town.store, town.directory, retry=0.01)
     async with town.running() as pending:
         ip = await town.connect("a", "c1", settle=False)
         away = True

@@ -15,9 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tortie.agent import stock as stocks
 from tortie.agent.known import Known
-from tortie.agent.stock import Stock
+from tortie.agent.stock import YOUNG, Stock
 from tortie.base.addr import IP, parse_ip, parse_net
 from tortie.base.errors import Unavailable
 from tortie.ipam.allocation import READY_TYPE
@@ -134,7 +133,8 @@ class Town:
         self.ipam = Ipam(self.store, NODE, lambda: NOW, matches)
 
     def make(self, most: int = MOST) -> Stock:
-        return Stock(NODE, self.ipam, self.known, matches, lambda: self.promised, most, lambda: self.clock)
+        promised, clock = (lambda: self.promised), (lambda: self.clock)
+        return Stock(NODE, self.ipam, self.known, matches, promised, most, clock, every=0.01, retry=0.01)
 
     @contextlib.asynccontextmanager
     async def stock(self, most: int = MOST) -> AsyncIterator[Stock]:
@@ -177,9 +177,7 @@ class Town:
 
 
 @pytest.fixture
-async def town(monkeypatch: pytest.MonkeyPatch) -> Town:
-    monkeypatch.setattr(stocks, "ROUND", 0.01)
-    monkeypatch.setattr(stocks, "RETRY", 0.01)
+async def town() -> Town:
     town = Town()
     await town.put(Node(metadata=Metadata(name=NODE)), Namespace(metadata=Metadata(name=RED)))
     await town.put(pool("pool", "10.0.0.0/16"), pool("pool6", "fd00::/64"))
@@ -309,7 +307,7 @@ async def test_block_that_is_ours_no_more_is_not_handed_out(town: Town) -> None:
         (affinity,) = (await town.store.list(BlockAffinity)).items
         town.known.drop(BlockAffinity, "", affinity.name)
         lost = set(stock.ready)
-        town.clock += stocks.YOUNG + 1
+        town.clock += YOUNG + 1
         (ip,) = await town.take(stock)
         assert ip not in {str(each.ip) for each in lost}
 

@@ -111,11 +111,11 @@ class Evidence:
         self._progress = progress
         self._stage = stage
 
-    async def settled(self) -> dict[str, Any]:
-        """Where this node is once what it has read is in the kernel, or a moment has passed."""
+    async def settled(self, patience: float = MOMENT) -> dict[str, Any]:
+        """Where this node is once what it has read is in the kernel, or `patience` seconds have passed."""
         if (latest := self._view.latest) is not None:
             with contextlib.suppress(Unavailable):
-                await self._progress.wait(latest.generation, MOMENT)
+                await self._progress.wait(latest.generation, patience)
         return self.standing()
 
     def standing(self) -> dict[str, Any]:

@@ -92,9 +92,19 @@ class Promise:
 
 
 class Pending:
-    """All promises of this node, by container. Runs on the event loop."""
+    """All promises of this node, by container. `linger` is how long a note waits for others, `retry` how long the first
+    attempt for the second, in seconds. Runs on the event loop."""
 
-    def __init__(self, directory: Path, giver: str, store: Store, view: View, ipam: Ipam) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        giver: str,
+        store: Store,
+        view: View,
+        ipam: Ipam,
+        linger: float = LINGER,
+        retry: float = FIRST_RETRY,
+    ) -> None:
         self.failure = ""
         self.handing_over: Callable[[Iterable[IP]], None] = lambda ips: None
         """Told of addresses before they are the containers' in IPAM too. May raise Unavailable."""
@@ -107,6 +117,8 @@ class Pending:
         self._store = store
         self._view = view
         self._ipam = ipam
+        self._linger = linger
+        self._retry = retry
         self._promises: dict[str, Promise] = {}
         self._due: dict[str, Promise] = {}
         self._kept: dict[str, object] = {}
@@ -300,11 +312,11 @@ class Pending:
                 log.warning("pods that are left for the next agent to tell the datastore of: %d", len(self._due))
 
     async def _run(self) -> None:
-        pause = FIRST_RETRY
+        pause = self._retry
         while True:
             await self._wake.wait()
             await self._view.in_sync.wait()
-            await self._pause(LINGER)
+            await self._pause(self._linger)
             error, done = await self._settle(list(self._due.values())[:TOGETHER])
             if error is None:
                 self.failure = ""
@@ -312,7 +324,7 @@ class Pending:
                 self.failure = f"pods that the datastore does not know yet: {len(self._due)}: {error}"
                 self._complain.warning(f"tell the datastore of pods: {error}; trying again")
             if done:
-                pause = FIRST_RETRY
+                pause = self._retry
             else:
                 await self._pause(pause)
                 pause = min(LONGEST_RETRY, pause * 2)

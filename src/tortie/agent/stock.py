@@ -69,7 +69,8 @@ class Kept:
 class Stock:
     """`most` is how many addresses of a choice are held ready at most; 0: none, and nothing here does anything.
 
-    `promised` says which addresses under our handle are containers' already. Runs on the event loop.
+    `promised` says which addresses under our handle are containers' already. `every` and `retry` are seconds between
+    two looks, and after one that failed. Runs on the event loop.
     """
 
     def __init__(
@@ -82,6 +83,8 @@ class Stock:
         most: int = MOST,
         clock: Callable[[], float] = time.monotonic,
         note: ShelfNote | None = None,
+        every: float = ROUND,
+        retry: float = RETRY,
     ) -> None:
         self.handle = ready_handle(node)
         self.most = most
@@ -92,6 +95,8 @@ class Stock:
         self._promised = promised
         self._clock = clock
         self._note = note or ShelfNote()
+        self._every = every
+        self._retry = retry
         self.nobody_there: Callable[[], bool] = lambda: False
         """Whether the datastore is away: then nothing is given back at the end, and the next agent may use it."""
         self._chosen: dict[tuple[str, tuple[int, ...]], tuple[object, tuple[Choice, ...] | None]] = {}
@@ -257,7 +262,7 @@ class Stock:
         clean = False
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ROUND if self._shelves or self._returns else None):
+                async with asyncio.timeout(self._every if self._shelves or self._returns else None):
                     await self._wake.wait()
             self._wake.clear()
             if not self._open or not (self.most or not clean):
@@ -270,7 +275,7 @@ class Stock:
             except TortieError as error:
                 self._fail(error)
                 self._complain.warning(f"addresses held ready: {error}; trying again")
-                await asyncio.sleep(RETRY)
+                await asyncio.sleep(self._retry)
 
     async def _tend(self) -> None:
         """One round: serve who waits, fill what runs low, give back what is too much."""

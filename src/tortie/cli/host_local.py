@@ -47,12 +47,12 @@ class Places:
     bin_dir: Path
 
 
-async def migrate(store: Store, node: str, places: Places, say: Say) -> None:
+async def migrate(store: Store, node: str, places: Places, say: Say, settle: float = SETTLE) -> None:
     """Until it is done, however often the datastore is away or the Node not yet there. Raises ConfigError."""
     said = ""
     while True:
         try:
-            await migrate_once(store, node, places, say)
+            await migrate_once(store, node, places, say, settle)
             return
         except (Unavailable, Conflict, NotFound) as error:
             if str(error) != said:
@@ -63,7 +63,7 @@ async def migrate(store: Store, node: str, places: Places, say: Say) -> None:
         await asyncio.sleep(RETRY)
 
 
-async def migrate_once(store: Store, node: str, places: Places, say: Say) -> None:
+async def migrate_once(store: Store, node: str, places: Places, say: Say, settle: float) -> None:
     """One attempt. Raises any TortieError."""
     if not places.data_dir.is_dir():
         say(f"There is nothing to migrate: {places.data_dir} does not exist.")
@@ -77,7 +77,7 @@ async def migrate_once(store: Store, node: str, places: Places, say: Say) -> Non
     await set_ready(store, False)
     for plugin in PLUGINS:
         (places.bin_dir / plugin).unlink(missing_ok=True)
-    await asyncio.sleep(SETTLE)
+    await asyncio.sleep(settle)
     with _locked(places.data_dir):
         for move in moves(_files(places.data_dir), await _pods(store, node)):
             if isinstance(move, Adopt):

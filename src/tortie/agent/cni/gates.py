@@ -4,41 +4,49 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import aiohttp
 
 from tortie.base.errors import Unavailable
 
-PATIENCE = 30.0
-"""Seconds that each may take, the seconds of one request, and those between two: Calico's."""
-REQUEST = 5.0
-PAUSE = 5.0
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds that each gate may take, those of one request, and those between two. The defaults are Calico's."""
+
+    patience: float = 30.0
+    request: float = 5.0
+    pause: float = 5.0
 
 
-async def passed(gates: Iterable[str]) -> None:
+CALICOS = Pace()
+
+
+async def passed(gates: Iterable[str], pace: Pace = CALICOS) -> None:
     """Until each has answered with a status from 200 to 399. Raises Unavailable naming the one that has not."""
     for url in gates:
         why = ""
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(pace.patience):
                 while True:
-                    why = await _answer(url)
+                    why = await _answer(url, pace.request)
                     if not why:
                         break
-                    await asyncio.sleep(PAUSE)
+                    await asyncio.sleep(pace.pause)
         except TimeoutError:
-            raise Unavailable(f"readiness gate {url} is not ready after {PATIENCE:g} s: {why}") from None
+            raise Unavailable(f"readiness gate {url} is not ready after {pace.patience:g} s: {why}") from None
 
 
-async def _answer(url: str) -> str:
+async def _answer(url: str, seconds: float) -> str:
     """What is wrong with it; "" when it is ready."""
     try:
         async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=REQUEST)) as session,
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=seconds)) as session,
             session.get(url) as response,
         ):
             return "" if 200 <= response.status < 400 else f"status {response.status}"
     except TimeoutError:
-        return f"no answer within {REQUEST:g} s"
+        return f"no answer within {seconds:g} s"
     except (aiohttp.ClientError, OSError, ValueError) as error:
         return str(error) or type(error).__name__
