@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from conftest import Ns
 
+from namespaces import Ns
 from tortie.base.addr import parse_net
 from tortie.calc.admission import bootstrap
 from tortie.calc.defaults import defaulted

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from agent_node import NETWORK, RED, Node, Sandbox, fails_plainly, nothing_left, pod
-from conftest import Ns
 
+from namespaces import Ns
 from tortie.base.errors import NotFound
 from tortie.cni.spec import CniError
 from tortie.model.k8s import Pod

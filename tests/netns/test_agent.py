@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
 
 import msgspec
 import pytest
@@ -22,10 +21,8 @@ from agent_node import (
     ipam_findings,
     ips,
     nothing_left,
-    site_in,
 )
-from agent_pods import MakeSandbox, addresses, call, code, sandboxes
-from conftest import Ns
+from agent_pods import MakeSandbox, addresses, call, code
 
 from tortie.cni.spec import CniError, Code
 from tortie.model.ipam import IPAMBlock, IPAMHandle
@@ -38,30 +35,11 @@ VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with site_in(tmp_path_factory.mktemp("site")) as site:
-        site.set_up()
-        yield site
-
-
-@pytest.fixture(scope="module")
 def node(site: Site) -> Node:
     """One agent for all the tests, `tortie agent`; each leaves it as it was."""
     node = site.node("node1", "--no-bgp")
     node.program = TORTIE
     return node.start()
-
-
-@pytest.fixture
-async def store(site: Site) -> AsyncIterator[Store]:
-    async with site.store() as store:
-        yield store
-
-
-@pytest.fixture
-async def sandbox(node: Node, store: Store, make_ns: Callable[..., Ns]) -> AsyncIterator[MakeSandbox]:
-    async with sandboxes(node, store, make_ns) as make:
-        yield make
 
 
 # --- what ADD answers and leaves ------------------------------------------------------------------------------------

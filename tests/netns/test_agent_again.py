@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 from agent_node import (
@@ -18,11 +17,9 @@ from agent_node import (
     held,
     ips,
     nothing_left,
-    site_in,
     soon,
 )
-from agent_pods import MakeSandbox, addresses, call, sandboxes
-from conftest import Ns
+from agent_pods import MakeSandbox, addresses, call
 
 from tortie.cni.spec import CniError, Code
 from tortie.kernel import netns
@@ -30,31 +27,6 @@ from tortie.model.store import Store
 from tortie.model.workload import WorkloadEndpoint
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with site_in(tmp_path_factory.mktemp("site")) as site:
-        site.set_up()
-        yield site
-
-
-@pytest.fixture(scope="module")
-def node(site: Site) -> Node:
-    """One agent for all the tests; each leaves it as it was."""
-    return site.node("node1", "--no-bgp").start()
-
-
-@pytest.fixture
-async def store(site: Site) -> AsyncIterator[Store]:
-    async with site.store() as store:
-        yield store
-
-
-@pytest.fixture
-async def sandbox(node: Node, store: Store, make_ns: Callable[..., Ns]) -> AsyncIterator[MakeSandbox]:
-    async with sandboxes(node, store, make_ns) as make:
-        yield make
 
 
 # --- a pod is attached again ----------------------------------------------------------------------------------------

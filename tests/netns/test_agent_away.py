@@ -42,12 +42,6 @@ def node(site: Site) -> Node:
     return site.nodes[0]
 
 
-@pytest.fixture
-async def store(site: Site) -> AsyncIterator[Store]:
-    async with site.store() as store:
-        yield store
-
-
 @asynccontextmanager
 async def stopped(node: Node) -> AsyncIterator[None]:
     """The agent is there and does nothing, as on a machine that is out of memory or time."""

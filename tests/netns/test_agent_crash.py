@@ -91,12 +91,6 @@ def two(site: Site) -> Node:
 
 
 @pytest.fixture
-async def store(site: Site) -> AsyncIterator[Store]:
-    async with site.store() as store:
-        yield store
-
-
-@pytest.fixture
 async def town(one: Node, two: Node, store: Store, make_ns: Callable[..., Ns]) -> AsyncIterator[dict[str, Sandbox]]:
     """Pods a and b on node1, c on node2; gone afterwards."""
     pods = {name: Sandbox(node, name, make_ns(name)) for name, node in (("a", one), ("b", one), ("c", two))}

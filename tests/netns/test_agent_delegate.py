@@ -106,12 +106,6 @@ def plugin(node: NodeWithPlugin) -> Plugin:
 
 
 @pytest.fixture
-async def store(site: Site) -> AsyncIterator[Store]:
-    async with site.store() as store:
-        yield store
-
-
-@pytest.fixture
 async def sandbox(node: Node, store: Store, plugin: Plugin, make_ns: Callable[..., Ns]) -> AsyncIterator[MakeSandbox]:
     async with sandboxes(node, store, make_ns) as make:
         yield make

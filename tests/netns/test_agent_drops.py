@@ -9,13 +9,13 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_node import Node, Sandbox, Site, applied, ips, site_in, soon, udp
-from agent_pods import MakeSandbox, addresses, sandboxes
+from agent_node import Node, Sandbox, Site, applied, ips, soon, udp
+from agent_pods import MakeSandbox, addresses
 from conftest import Ns
 
 from tortie.agent.client import Stream, ask
@@ -55,13 +55,6 @@ spec: {nets: [198.51.100.0/25, 192.0.2.128/25]}
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with site_in(tmp_path_factory.mktemp("site")) as site:
-        site.set_up()
-        yield site
-
-
-@pytest.fixture(scope="module")
 def node(site: Site) -> Node:
     """It has a way out, on which nobody is."""
     node = site.node("node1", "--no-bgp")
@@ -71,18 +64,6 @@ def node(site: Site) -> Node:
         node.ns.ip("link", "set", link, "up")
     node.ns.ip("route", "add", "default", "dev", "out")
     return node.start()
-
-
-@pytest.fixture
-async def store(site: Site) -> AsyncIterator[Store]:
-    async with site.store() as store:
-        yield store
-
-
-@pytest.fixture
-async def sandbox(node: Node, store: Store, make_ns: Callable[..., Ns]) -> AsyncIterator[MakeSandbox]:
-    async with sandboxes(node, store, make_ns) as make:
-        yield make
 
 
 class Watch:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from agent_node import Node, Sandbox, Site, conflist, endpoints, held, nothing_left, pod, site_in
+from agent_node import Node, Sandbox, conflist, endpoints, held, nothing_left, pod
 from conftest import Ns
 from machines import Container, plain_conflist
 
@@ -17,24 +17,6 @@ from tortie.model.store import Store
 from tortie.testing.grpc_dataplane import GrpcDataplane
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with site_in(tmp_path_factory.mktemp("external")) as site:
-        site.set_up()
-        yield site
-
-
-@pytest.fixture(scope="module")
-def node(site: Site) -> Node:
-    return site.node("node1", "--no-bgp").start()
-
-
-@pytest.fixture
-async def store(site: Site) -> AsyncIterator[Store]:
-    async with site.store() as store:
-        yield store
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import random
 import signal
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 import pytest
@@ -32,7 +32,6 @@ from agent_node import (
     pod,
     pool,
     settled,
-    site_in,
     soon,
 )
 from conftest import Ns
@@ -48,13 +47,6 @@ from tortie.model.store import Store
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with site_in(tmp_path_factory.mktemp("site")) as site:
-        site.set_up()
-        yield site
-
-
 @pytest.fixture
 def node(site: Site) -> Iterator[Node]:
     """Started for each test anew; it ends in good order and leaves nothing."""
@@ -64,12 +56,6 @@ def node(site: Site) -> Iterator[Node]:
         assert node.signal(signal.SIGTERM) == 0
     node.close()
     site.nodes.remove(node)
-
-
-@pytest.fixture
-async def store(site: Site) -> AsyncIterator[Store]:
-    async with site.store() as store:
-        yield store
 
 
 async def sandboxes(node: Node, store: Store, make_ns: Callable[..., Ns], *names: str) -> list[Sandbox]:

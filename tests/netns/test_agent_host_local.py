@@ -39,12 +39,6 @@ def node(site: Site) -> Machine:
 
 
 @pytest.fixture
-async def store(site: Site) -> AsyncIterator[Store]:
-    async with site.store() as store:
-        yield store
-
-
-@pytest.fixture
 async def sandbox(node: Machine, store: Store, make_ns: Callable[..., Ns]) -> AsyncIterator[MakeSandbox]:
     async with sandboxes(node, store, make_ns) as make:
         yield make

@@ -3,34 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
-from agent_node import Node, Site, applied, site_in, soon
+from agent_node import Node, applied, soon
 from conftest import Ns
 
 from tortie.model.store import Store
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with site_in(tmp_path_factory.mktemp("site")) as site:
-        site.set_up()
-        yield site
-
-
-@pytest.fixture(scope="module")
-def node(site: Site) -> Node:
-    """One agent for all the tests; each leaves it as it was."""
-    return site.node("node1", "--no-bgp").start()
-
-
-@pytest.fixture
-async def store(site: Site) -> AsyncIterator[Store]:
-    async with site.store() as store:
-        yield store
 
 
 @pytest.fixture

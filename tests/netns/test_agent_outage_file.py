@@ -4,7 +4,7 @@ would read, so that it counts as a datastore that is away."""
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -25,12 +25,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         site.write(*(pod(name) for name in ("old", "new", "again")))
         site.node("node1", "--no-bgp").start()
         yield site
-
-
-@pytest.fixture
-async def store(site: Site) -> AsyncIterator[Store]:
-    async with site.store() as store:
-        yield store
 
 
 async def test_file_that_is_gone_for_a_while(site: Site, store: Store, make_ns: Callable[..., Ns]) -> None:

@@ -51,12 +51,6 @@ def node(site: Site) -> Node:
 
 
 @pytest.fixture
-async def store(site: Site) -> AsyncIterator[Store]:
-    async with site.store() as store:
-        yield store
-
-
-@pytest.fixture
 async def container(node: Node, store: Store, make_ns: Callable[..., Ns]) -> AsyncIterator[MakeContainer]:
     """Makes a container with a namespace of its own. Afterwards DEL takes all of them away, and nothing is left."""
     made: list[Container] = []

@@ -4,55 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
 import pytest
 from agent_node import (
     RED,
-    Node,
-    Site,
     applied,
     endpoints,
     ips,
-    site_in,
     soon,
     udp,
 )
-from agent_pods import MakeSandbox, sandboxes
-from conftest import Ns
+from agent_pods import MakeSandbox
 
 from tortie.model.k8s import Pod
 from tortie.model.meta import changed
 from tortie.model.store import Store
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with site_in(tmp_path_factory.mktemp("site")) as site:
-        site.set_up()
-        yield site
-
-
-@pytest.fixture(scope="module")
-def node(site: Site) -> Node:
-    """One agent for all the tests; each leaves it as it was."""
-    return site.node("node1", "--no-bgp").start()
-
-
-@pytest.fixture
-async def store(site: Site) -> AsyncIterator[Store]:
-    async with site.store() as store:
-        yield store
-
-
-@pytest.fixture
-async def sandbox(node: Node, store: Store, make_ns: Callable[..., Ns]) -> AsyncIterator[MakeSandbox]:
-    async with sandboxes(node, store, make_ns) as make:
-        yield make
 
 
 DENY_QUIET = """

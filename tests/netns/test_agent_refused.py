@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -21,10 +20,9 @@ from agent_node import (
     pod,
     pool,
     settled,
-    site_in,
     soon,
 )
-from agent_pods import MakeSandbox, code, sandboxes
+from agent_pods import MakeSandbox, code
 from conftest import Ns
 
 from tortie.cni.spec import CniError, Code
@@ -34,31 +32,6 @@ from tortie.model.node import ClusterInformation
 from tortie.model.store import Store
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with site_in(tmp_path_factory.mktemp("site")) as site:
-        site.set_up()
-        yield site
-
-
-@pytest.fixture(scope="module")
-def node(site: Site) -> Node:
-    """One agent for all the tests; each leaves it as it was."""
-    return site.node("node1", "--no-bgp").start()
-
-
-@pytest.fixture
-async def store(site: Site) -> AsyncIterator[Store]:
-    async with site.store() as store:
-        yield store
-
-
-@pytest.fixture
-async def sandbox(node: Node, store: Store, make_ns: Callable[..., Ns]) -> AsyncIterator[MakeSandbox]:
-    async with sandboxes(node, store, make_ns) as make:
-        yield make
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ pod ── node1, AS 64512 ── eth0 10.9.0.0/24, fd00:9::/64 ── tor, FRR,
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 import pytest
@@ -85,12 +85,6 @@ def places(site: Site, make_ns: Callable[..., Ns]) -> tuple[Node, Ns, Ns]:
 def router(places: tuple[Node, Ns, Ns]) -> Iterator[Frr]:
     with frr(places[1], CONFIG) as router:
         yield router
-
-
-@pytest.fixture
-async def store(site: Site) -> AsyncIterator[Store]:
-    async with site.store() as store:
-        yield store
 
 
 def reaches(host: Ns, address: str) -> bool:

@@ -53,12 +53,6 @@ def node(site: Site) -> Node:
     return site.nodes[0]
 
 
-@pytest.fixture
-async def store(site: Site) -> AsyncIterator[Store]:
-    async with site.store() as store:
-        yield store
-
-
 @pytest.fixture(autouse=True)
 async def lives_on(node: Node, store: Store, make_ns: Callable[..., Ns]) -> AsyncIterator[None]:
     """After every test: no traceback, nothing left, and a pod is connected and taken away by the same agent."""

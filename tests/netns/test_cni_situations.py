@@ -97,12 +97,6 @@ def node(site: Site) -> Machine:
 
 
 @pytest.fixture
-async def store(site: Site) -> AsyncIterator[Store]:
-    async with site.store() as store:
-        yield store
-
-
-@pytest.fixture
 async def sandbox(node: Machine, store: Store, make_ns: Callable[..., Ns]) -> AsyncIterator[MakeSandbox]:
     """As `sandboxes`, with annotations of Calico's."""
     async with sandboxes(node, store, make_ns) as make_pod:

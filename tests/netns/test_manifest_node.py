@@ -8,14 +8,12 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_node import Node, Site, applied, ips, site_in, udp, until
-from agent_pods import MakeSandbox, sandboxes
-from conftest import Ns
+from agent_node import Node, Site, applied, ips, udp, until
+from agent_pods import MakeSandbox
 
 from tortie.model.store import Store
 from tortie.render.manifest import Options, documents
@@ -45,31 +43,12 @@ def confined(capabilities: Any) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with site_in(tmp_path_factory.mktemp("site")) as site:
-        site.set_up()
-        yield site
-
-
-@pytest.fixture(scope="module")
 def node(site: Site) -> Node:
     plain = site.node("node1")
     site.nodes.remove(plain)
     confined_node = Confined(site, plain.name, plain.ns, plain.words)
     site.nodes.append(confined_node)
     return confined_node.start()
-
-
-@pytest.fixture
-async def store(site: Site) -> AsyncIterator[Store]:
-    async with site.store() as store:
-        yield store
-
-
-@pytest.fixture
-async def sandbox(node: Node, store: Store, make_ns: Callable[..., Ns]) -> AsyncIterator[MakeSandbox]:
-    async with sandboxes(node, store, make_ns) as make:
-        yield make
 
 
 def test_the_daemon_set_asks_for_just_these() -> None:

@@ -12,11 +12,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from agent_node import Node, Sandbox, Site, Stream, applied, ips, site_in, soon, until
+from agent_node import Node, Sandbox, Site, Stream, applied, ips, soon, until
 from agent_pods import sandboxes
 from conftest import Ns
 from test_stages import DRIFTS, NODE, PODS, Driven, endpoint, handles, some_state, table
@@ -276,23 +276,10 @@ RESYNC_SAYS = "is not as it was left"
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with site_in(tmp_path_factory.mktemp("site")) as site:
-        site.set_up()
-        yield site
-
-
-@pytest.fixture(scope="module")
 def node(site: Site) -> Node:
     node = site.node("node1", "--no-bgp")
     node.ns.run("nft", "-f", "-", stdin=STRANGERS)
     return node.start()
-
-
-@pytest.fixture
-async def store(site: Site) -> AsyncIterator[Store]:
-    async with site.store() as store:
-        yield store
 
 
 Trio = dict[str, tuple[Sandbox, str]]
