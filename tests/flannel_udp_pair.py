@@ -89,8 +89,9 @@ def eventually(what: Callable[[], bool], seconds: float = 5) -> None:
 
 
 def gone(pid: int) -> bool:
-    """Ended, whether or not somebody has asked for its status."""
+    """Ended with all of its threads, whether or not somebody has asked for its status."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
+        first = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return first == "Z" and len(list(Path(f"/proc/{pid}/task").iterdir())) == 1
+    except (FileNotFoundError, ProcessLookupError):
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from flannel_daemons import Town, until
 from flannel_nodes import Wire, network_config, paths
 from flannel_udp_pair import Pair, compiled, end, eventually, gone, proxy_of, sock, two_nodes, udp_of
 from namespaces import Ns
-from tortie.base.errors import ConfigError
+from tortie.base.errors import ConfigError, Unavailable
 from tortie.flannel.backend import Setting
 from tortie.flannel.udp import build, proxy
 from tortie.kernel.netns import entered
@@ -63,6 +64,27 @@ def test_a_proxy_that_does_not_answer_in_time_is_started_again(pair: Pair) -> No
     assert pair.carry_out(pair.one) == ["the proxy of flannel0 has ended (no answer in time): it is started again"]
     assert pair.carry_out(pair.one) == []
     assert pair.one.reaches(pair.two)
+
+
+@pytest.mark.parametrize(
+    ("rest", "why"), [("sleep 0.3; exit 3", "exit status 3"), ("exec sleep 60", "it no longer listens")]
+)
+def test_a_proxy_that_has_closed_its_end_and_is_still_there(rest: str, why: str) -> None:
+    """As a killed one is, for a moment: it is not to be written to a second time, but to be ended."""
+    ours, theirs = socket.socketpair()
+    with theirs, subprocess.Popen(["sh", "-c", f"exec <&-; {rest}"], stdin=theirs, stderr=subprocess.PIPE) as process:
+        theirs.close()
+        ending = proxy.Proxy("flannel0", process, ours)
+        ours.settimeout(5)
+        assert ours.recv(1) == b"", "it has closed its end"
+        with pytest.raises(Unavailable, match=f"^the proxy of flannel0 does not answer: {why}$"):
+            ending.counters()
+        assert ending.ended() == why
+        with pytest.raises(Unavailable, match=f"^the proxy of flannel0 has ended: {why}$"):
+            ending.put_table(IPv4Address(0), ())
+        process.kill()
+        ending.close()
+        assert ending.ended() == why
 
 
 def test_a_proxy_that_was_closed_can_still_be_asked(pair: Pair) -> None:

@@ -14,6 +14,7 @@ import socket
 import struct
 import subprocess
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -37,6 +38,8 @@ _HEAD = struct.Struct("=II")  # kind, bytes that follow
 _ENTRY = struct.Struct("=4s4sHBx")  # struct entry of table.h; the port is put in network byte order
 PATIENCE = 5.0
 """Seconds for an answer, which takes less than a thousandth where a processor is free."""
+ENDING = 1.0
+"""Seconds for one that no longer listens to us to have ended: a killed one has closed what it had before it is gone."""
 BUFFER = 4 << 20
 """Bytes of the socket's buffers: a flood of some milliseconds."""
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
@@ -74,7 +77,7 @@ class Proxy:
         return self._process.pid
 
     def ended(self) -> str:
-        """Why, in a line; "" while it runs and answers."""
+        """Why, in a line; "" while it runs and answers. One that did not answer has ended for us."""
         status = self._process.poll()
         if status is not None and not self._why:
             assert self._process.stderr is not None
@@ -107,17 +110,26 @@ class Proxy:
         self._process.stderr.close()
 
     def _ask(self, kind: int, body: bytes = b"") -> bytes:
+        if self._why:
+            raise Unavailable(f"the proxy of {self.device} has ended: {self._why}")
         try:
             self._control.sendall(_HEAD.pack(kind, len(body)) + body)
             answered, length = _HEAD.unpack(self._receive(_HEAD.size))
             answer = self._receive(length)
         except OSError as error:
             self._control.close()  # what it may still say would be taken for the answer to the next question
-            if isinstance(error, TimeoutError):
-                self._why = self.ended() or "no answer in time"
-            raise Unavailable(f"the proxy of {self.device} does not answer: {self.ended() or error}") from None
+            self._why = self._silence(error)
+            raise Unavailable(f"the proxy of {self.device} does not answer: {self._why}") from None
         assert answered == kind
         return answer
+
+    def _silence(self, error: OSError) -> str:
+        """Why there was no answer."""
+        if isinstance(error, TimeoutError):
+            return self.ended() or "no answer in time"
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(ENDING)
+        return self.ended() or "it no longer listens"
 
     def _receive(self, length: int) -> bytes:
         got = b""
