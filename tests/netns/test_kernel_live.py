@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tortie.kernel import links
+from tortie.kernel import links, routes
 from tortie.kernel.live import LiveRoutes
 from tortie.kernel.netlink import Netlink
 from tortie.kernel.netlink.tables import AF_INET, AF_INET6, RT_TABLE_MAIN, RTPROT_KERNEL
@@ -102,3 +102,26 @@ def test_many_changes_that_nobody_read_cost_a_listing_and_no_mistake(node) -> No
             node.run("ip", "-batch", "-", stdin=batch)
             live.refresh()
             assert known(live) == listed(node.path)
+
+
+def test_what_went_is_forgotten_when_everything_is_listed(node) -> None:
+    """Each pod has a link and routes that are never seen again."""
+    with LiveRoutes(node.path) as live:
+        live.refresh()
+        for number in range(20):
+            node.ip("link", "add", f"cali{number}", "type", "veth", "peer", "name", f"p-{number}")
+            node.ip("link", "set", f"cali{number}", "up")
+            node.ip("route", "add", f"10.0.1.{number}", "dev", f"cali{number}")
+            live.refresh()
+            node.ip("link", "del", f"cali{number}")
+            live.refresh()
+        assert len(live.changes) >= 20
+        routes.decode.cache_clear()
+        for number in range(2 * routes.SPARE):
+            ip = (0x0A000000 + number).to_bytes(4, "big")
+            routes.decode(bytes([2, 32, 0, 0, 254, 3, 253, 1, 0, 0, 0, 0, 8, 0, 1, 0]) + ip)
+        live.forget()
+        live.refresh()
+        assert known(live) == listed(node.path)
+        assert len(live.changes) <= len(LINKS) + 1
+        assert routes.decode.cache_info().currsize < routes.SPARE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property, lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_address, ip_network
 
@@ -30,10 +30,10 @@ def parse_ip(text: str) -> IP:
 def parse_net(text: str) -> Net:
     """A CIDR, or an address meaning its /32 or /128. Host bits must be zero. Raises ConfigError naming the text."""
     try:
-        return ip_network(text)
+        net = ip_network(text)
     except ValueError:
-        pass
-    raise ConfigError(f'"{text}" has host bits set; the network is "{net_around(text)}"')
+        raise ConfigError(f'"{text}" has host bits set; the network is "{net_around(text)}"') from None
+    return host_net(net.network_address) if net.prefixlen == net.max_prefixlen else net
 
 
 def net_around(text: str) -> Net:
@@ -47,19 +47,44 @@ def net_around(text: str) -> Net:
 @lru_cache(maxsize=RECENT)
 def host_net(ip: IP) -> Net:
     """The /32 or /128 of an address; the same object when asked again soon, which makes comparing them a look."""
-    # Of a number: ip_network would write the address out and read it again, ten times slower.
-    return _Host4(int(ip)) if isinstance(ip, IPv4Address) else _Host6(int(ip))
+    if isinstance(ip, IPv4Address):
+        return _Host4(ip)
+    return _Host6(ip if ip.scope_id is None else IPv6Address(int(ip)))
+
+
+_ALL4, _ALL6 = IPv4Network("0.0.0.0/32").netmask, IPv6Network("::/128").netmask
 
 
 class _Host4(IPv4Network):
-    """Hashed and written once, where an address set looks it up and writes it out again and again."""
+    """Hashed and written once, where an address set looks it up and writes it out again and again. An agent has one for
+    every address of the cluster: it takes a third of what the standard library's does, which also keeps a function."""
 
-    def __init__(self, address: int) -> None:
-        super().__init__(address)
+    def __init__(self, address: IPv4Address | str | tuple[int, int], strict: bool = True) -> None:
+        """Of an address; of anything else, which the standard library itself may ask for, a network as any other."""
+        if isinstance(address, IPv4Address):
+            self.network_address, self.netmask, self._prefixlen = address, _ALL4, 32
+        else:
+            super().__init__(address, strict)
         self._hash = super().__hash__()
 
     def __hash__(self) -> int:
         return self._hash
+
+    @property
+    def broadcast_address(self) -> IPv4Address:
+        return self.network_address
+
+    @property
+    def num_addresses(self) -> int:
+        return 1
+
+    def hosts(self) -> Iterator[IPv4Address]:
+        return iter((self.network_address,))
+
+    def supernet(  # type: ignore[override]  # what is broader is none of these
+        self, prefixlen_diff: int = 1, new_prefix: int | None = None
+    ) -> IPv4Network:
+        return IPv4Network(self.network_address).supernet(prefixlen_diff, new_prefix)
 
     @cached_property
     def address(self) -> str:
@@ -67,12 +92,31 @@ class _Host4(IPv4Network):
 
 
 class _Host6(IPv6Network):
-    def __init__(self, address: int) -> None:
-        super().__init__(address)
+    def __init__(self, address: IPv6Address | str | tuple[int, int], strict: bool = True) -> None:
+        if isinstance(address, IPv6Address):
+            self.network_address, self.netmask, self._prefixlen = address, _ALL6, 128
+        else:
+            super().__init__(address, strict)
         self._hash = super().__hash__()
 
     def __hash__(self) -> int:
         return self._hash
+
+    @property
+    def broadcast_address(self) -> IPv6Address:
+        return self.network_address
+
+    @property
+    def num_addresses(self) -> int:
+        return 1
+
+    def hosts(self) -> Iterator[IPv6Address]:
+        return iter((self.network_address,))
+
+    def supernet(  # type: ignore[override]  # what is broader is none of these
+        self, prefixlen_diff: int = 1, new_prefix: int | None = None
+    ) -> IPv6Network:
+        return IPv6Network(self.network_address).supernet(prefixlen_diff, new_prefix)
 
     @cached_property
     def address(self) -> str:

@@ -1,60 +1,38 @@
 """The routes and links of a namespace, kept current by the kernel's own announcements instead of listed over and over.
 
-Listing costs by what is there, announcements by what changes. The kernel queues them while it makes the change, so that
-what is read afterwards is what is so. What they do not tell is not guessed: a route that took another's place comes
-without a word about the old one, and announcements may be lost when nobody reads; then everything is listed anew.
+What is not told is not guessed: a route that took another's place comes without a word about the old one, and then
+everything is listed anew.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Self
 
 from tortie.base.addr import Net
 from tortie.kernel import events, links
+from tortie.kernel.announced import Announced
 from tortie.kernel.netlink import Netlink
 from tortie.kernel.netlink.tables import AF_INET, AF_INET6, RT_TABLE_MAIN, RTPROT_KERNEL
-from tortie.kernel.routes import Route, list_routes
+from tortie.kernel.routes import Route, forget_older, list_routes
 
 GROUPS = (events.Group.LINK, events.Group.IPV4_ADDRESS, events.Group.IPV4_ROUTE, events.Group.IPV6_ROUTE)
 
 
-class LiveRoutes:
-    """The main table without the kernel's own routes, and the names of the links. Used by one thread.
-
-    `netns` is a path; None is the namespace of the thread that refreshes first.
-    """
+class LiveRoutes(Announced):
+    """The main table without the kernel's own routes, and the names of the links."""
 
     def __init__(self, netns: str | None = None) -> None:
+        super().__init__(netns, GROUPS)
         self.names: dict[int, str] = {}
         """Of all links, by index."""
         self.listings = 0
         """How often everything was listed."""
         self.changes: Counter[int | None] = Counter()
         """How often something has changed in the routes out of each link, since everything was listed."""
-        self._netns = netns
-        self._monitor: events.Monitor | None = None
         self._by_dev: dict[int | None, dict[Route, None]] = {}
         self._at: dict[tuple[Net, int], dict[Route, None]] = {}
         """By destination and metric: where a new route may have replaced one."""
-        self._known = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        if self._monitor is not None:
-            self._monitor.close()
-            self._monitor = None
-        self._known = False
-
-    def forget(self) -> None:
-        """List everything at the next refresh."""
-        self._known = False
 
     def out_of(self, dev: int | None) -> Iterator[Route]:
         """The routes out of one link; None: those of no link or of several."""
@@ -68,26 +46,16 @@ class LiveRoutes:
         """What is another with every change in the same routes."""
         return self.listings, *((dev, self.changes[dev]) for dev in (None, *devs))
 
-    def refresh(self) -> None:
-        """Take in what has changed since the last time. Raises KernelError."""
-        if self._monitor is None:
-            self._monitor = events.Monitor(self._netns, GROUPS)
-        while changes := self._monitor.read():
-            if self._known:
-                for event in changes:
-                    self._take_in(event)
-        if not self._known:
-            self._list()
-
     def _list(self) -> None:
         self.names = links.names(self._netns)
         self._by_dev.clear()
         self._at.clear()
+        self.changes.clear()
         with Netlink(self._netns) as nl:
             for family in (AF_INET, AF_INET6):
                 for route in list_routes(nl, family, table=RT_TABLE_MAIN, without=RTPROT_KERNEL):
                     self._add(route)
-        self._known = True
+        forget_older(len(self._at))
         self.listings += 1
 
     def _take_in(self, event: events.Event) -> None:

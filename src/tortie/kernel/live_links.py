@@ -1,42 +1,30 @@
 """The links and addresses of a namespace, kept current by the kernel's own announcements, as `live` keeps the routes.
 
-Unlike a route, neither goes without a word. What is lost when nobody reads is made up for by listing everything anew.
+Unlike a route, neither goes without a word.
 """
 
 from __future__ import annotations
 
 from tortie.kernel import events
 from tortie.kernel.addresses import Address, list_addresses
+from tortie.kernel.announced import Announced
 from tortie.kernel.links import Link, list_links
 from tortie.kernel.netlink import Netlink
 
 GROUPS = (events.Group.LINK, events.Group.IPV4_ADDRESS, events.Group.IPV6_ADDRESS)
 
 
-class LiveLinks:
-    """Used by one thread. `netns` is a path; None is the namespace of the thread that refreshes first. Links whose name
-    begins with `without` are passed over: there may be many of them, and they come and go."""
+class LiveLinks(Announced):
+    """Links whose name begins with `without` are passed over: there may be many of them, and they come and go."""
 
     def __init__(self, netns: str | None = None, *, without: str = "") -> None:
+        super().__init__(netns, GROUPS)
         self.links: dict[int, Link] = {}
         """By index."""
         self.changes = 0
         """How often something has changed; listing everything counts."""
         self._addresses: dict[int, dict[str, Address]] = {}
-        self._netns = netns
         self._without = without
-        self._monitor: events.Monitor | None = None
-        self._known = False
-
-    def close(self) -> None:
-        if self._monitor is not None:
-            self._monitor.close()
-            self._monitor = None
-        self._known = False
-
-    def forget(self) -> None:
-        """List everything at the next refresh."""
-        self._known = False
 
     def named(self, name: str) -> Link | None:
         return next((link for link in self.links.values() if link.name == name), None)
@@ -52,17 +40,6 @@ class LiveLinks:
                 return self.links[index]
         return None
 
-    def refresh(self) -> None:
-        """Take in what has changed since the last time. Raises KernelError."""
-        if self._monitor is None:
-            self._monitor = events.Monitor(self._netns, GROUPS)
-        while news := self._monitor.read():
-            if self._known:
-                for event in news:
-                    self._take_in(event)
-        if not self._known:
-            self._list()
-
     def _list(self) -> None:
         with Netlink(self._netns) as nl:
             self.links = {link.index: link for link in list_links(nl) if self._counts(link.name)}
@@ -70,7 +47,6 @@ class LiveLinks:
         self._addresses = {}
         for address in addresses:
             self._addresses.setdefault(address.index, {})[address.ip] = address
-        self._known = True
         self.changes += 1
 
     def _counts(self, name: str) -> bool:

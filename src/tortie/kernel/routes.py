@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 # What a packet meets that is not forwarded. IPv6 hangs these on loopback, of which nobody needs to hear.
 _DISCARDS = frozenset({"blackhole", "unreachable", "prohibit", "throw"})
 
+SPARE = 4096
+"""Routes that were read and are gone, which are remembered at least."""
 _RTMSG = struct.Struct("=5xB2xI")  # rtm_protocol and rtm_flags of struct rtmsg (linux/rtnetlink.h)
 _IPV6_METRIC = 1024  # IP6_RT_PRIO_USER (linux/ipv6_route.h): what the kernel makes of metric 0
 
@@ -150,6 +152,12 @@ def _way(dst: Net, via: IP | None, dev: int | None, names: Mapping[int, str]) ->
 
 
 # --- the wire -----------------------------------------------------------------------------------------------------
+
+
+def forget_older(there: int) -> None:
+    """So many routes have been listed: what was read of others before is forgotten, once that is most of it."""
+    if decode.cache_info().currsize > 4 * there + SPARE:
+        decode.cache_clear()
 
 
 @lru_cache(maxsize=65536)  # the same table is listed over and over

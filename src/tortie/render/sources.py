@@ -85,7 +85,7 @@ def _own(endpoint: LocalEndpoint, settings: Settings) -> Iterator[IP]:
         yield from (external for external, _ in endpoint.nats)
 
 
-@lru_cache(maxsize=1 << 14)
+@lru_cache(maxsize=1 << 12)
 def _place(name: str, ip: IP) -> str:
     return f'"{name}" . {ip}'
 
