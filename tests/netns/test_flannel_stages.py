@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 
@@ -15,7 +15,7 @@ from flannel_nodes import paths, reached, stages_of, subnet6_of, subnet_of
 from namespaces import Ns
 from overlay_kernel import device, forwarding, neighbours
 from tortie.base.errors import ConfigError, Exists, NotSupported
-from tortie.dataplane.converge import converge
+from tortie.dataplane.converge import Stage, converge
 from tortie.flannel.state import Device, FarEnd, FlannelState, Ipip, Path, Tun, Vxlan
 from tortie.kernel import events
 
@@ -347,8 +347,9 @@ def test_a_tun_device_is_furnished_when_its_proxy_has_made_it(ground: Ns) -> Non
 # --- what is a matter for a person --------------------------------------------------------------------------------
 
 
-def failure(ns: Ns, state: FlannelState) -> tuple[type, str]:
-    stages = stages_of(ns.path)
+def failure(ns: Ns, state: FlannelState, stages: Sequence[Stage[FlannelState]] | None = None) -> tuple[type, str]:
+    """The one of the devices."""
+    stages = stages_of(ns.path) if stages is None else stages
     failures = [one for one in converge(stages, state) if one.stage == "devices"]
     assert len(failures) == 1
     return type(failures[0].error), str(failures[0].error)
@@ -370,10 +371,15 @@ def test_a_link_of_another_kind_is_not_touched(ground: Ns) -> None:
 
 def test_a_tunnel_that_has_our_packets_is_named(ground: Ns) -> None:
     ground.run("sh", "-c", "ip link add vx7 type vxlan id 1 dstport 8472 local 192.0.2.1 dev eth0")
-    kind, text = failure(ground, vxlan_state(ground))
+    stages = stages_of(ground.path)
+    kind, text = failure(ground, vxlan_state(ground), stages)
     assert kind is Exists
     assert text.startswith("flannel.1: vx7 has its packets (type vxlan id 1 local 192.0.2.1 dstport 8472")
     assert text.endswith("remove it, or choose another VNI or port")
+    assert device(ground, "flannel-v6.1")["up"]
+    ground.ip("link", "delete", "vx7")
+    reached(stages, vxlan_state(ground))
+    assert there(ground) == THERE
 
 
 @pytest.mark.skipif(os.path.exists("/sys/module/ipip"), reason="this kernel has IPIP")

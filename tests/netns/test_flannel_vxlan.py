@@ -27,8 +27,8 @@ from namespaces import Ns
 from overlay_kernel import device, forwarding, neighbours, pinging
 from tortie.base.plan import Plan
 from tortie.dataplane.converge import Stage, converge
+from tortie.dataplane.link_steps import LinkWork
 from tortie.flannel.lease import Attrs, Lease
-from tortie.flannel.stages.devices import DeviceWork
 from tortie.flannel.state import FlannelState
 
 pytestmark = pytest.mark.root
@@ -231,10 +231,10 @@ def test_a_deleted_device_comes_back_with_everything_on_it(wire: Wire) -> None:
 def cut(stage: Stage[FlannelState], state: FlannelState, steps: int) -> int:
     """A pass of one stage that ends after so many steps. How many there were."""
     work = stage.plan(state)
-    ops = work.steps if isinstance(work, DeviceWork) else work
+    ops = work.steps if isinstance(work, LinkWork) else work
     assert isinstance(ops, Plan)
     short: Plan[Any, Any] = Plan(ops.ops[:steps])
-    part = DeviceWork(short) if isinstance(work, DeviceWork) else short
+    part = LinkWork(short) if isinstance(work, LinkWork) else short
     if part:
         stage.make(part)
         stage.unmake(part)

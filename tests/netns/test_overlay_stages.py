@@ -15,8 +15,12 @@ from tortie.calc.overlay import vtep_mac
 from tortie.calc.state import DesiredState
 from tortie.dataplane.converge import converge
 from tortie.dataplane.overlay import overlay_stages
+from tortie.dataplane.stages.cluster_routes import ClusterRoutes
+from tortie.dataplane.stages.pod_networks import PodNetworkRoutes
 from tortie.dataplane.stages.tunnels import ALIAS
 from tortie.kernel import events
+from tortie.kernel.live import LiveRoutes
+from tortie.kernel.live_links import LiveLinks
 from tortie.model.document import convert
 from tortie.model.ipam import BlockAffinity, IPPool
 from tortie.model.node import FelixConfiguration, Node
@@ -236,6 +240,37 @@ def test_a_pool_that_becomes_the_agents_is_taken_over_beside_birds_routes(ground
             f"-{version}", "route", "get", block_.replace("/26", "").replace("0/26", "7").split("/")[0] or ""
         )
         assert way["dev"] in DEVICES
+
+
+def test_a_far_end_stays_as_long_as_a_route_to_it_waits_for_bird(ground: Ns) -> None:
+    other = convert(IPPool, {"metadata": {"name": "other"}, "spec": {"cidr": "10.66.0.0/16", "vxlanMode": "Always"}})
+    cluster, stages = cluster_of(other, bird=True), overlay_stages(ground.path)
+    reached(stages, cluster.state())
+    ways = [f"vxlan.calico {what}" for what in ("neighbours", "forwarding")]
+    right = snapshot(ground, *DEVICES)
+    cluster.put(pool(4))
+    cluster.put(node("c", 3, vxlan=False))
+    assert converge(stages, cluster.state()) == []
+    left = snapshot(ground, *DEVICES)
+    assert [left[way] for way in ways] == [right[way] for way in ways]
+    ground.ip("route", "add", "10.65.3.0/26", "via", "192.0.2.3", "metric", "1024", "proto", "bird")
+    assert converge(stages, cluster.state()) == []
+    assert converge(stages, cluster.state()) == []  # the route has gone: now so does what it needed
+    left = snapshot(ground, *DEVICES)
+    assert [len(left[way]) for way in ways] == [1, 1]
+
+
+@pytest.mark.parametrize("kind", [ClusterRoutes, PodNetworkRoutes])
+def test_what_may_have_changed_unheard_is_listed_again(
+    ground: Ns, kind: type[ClusterRoutes] | type[PodNetworkRoutes]
+) -> None:
+    routes, state = LiveRoutes(ground.path), cluster_of().state()
+    stage = kind(LiveLinks(ground.path), routes, ground.path)
+    for listings in (1, 2):
+        stage.plan(state)
+        stage.plan(state)
+        assert routes.listings == listings
+        stage.forget()
 
 
 def test_cross_subnet_and_back_never_leaves_a_destination_without_a_route(ground: Ns) -> None:

@@ -256,6 +256,8 @@ def test_status_and_gc(wire: Wire, node: Machine, tmp_path: Path) -> None:
     assert held(tmp_path) == [pod.ip]
     assert node.call("GC", {**conf(), "cni.dev/valid-attachments": []}).code == 0
     assert held(tmp_path) == []
+    told = {**pod.conf, "prevResult": pod.result}
+    assert "Failed to find address" in node.say("CHECK", pod, told).error[1]  # all else of the pod is as it was
 
 
 # --- the node and its own pods --------------------------------------------------------------------------------------

@@ -427,6 +427,21 @@ def test_drift_is_repaired_once_it_is_looked_for(ns: Ns, drift: str) -> None:
     assert not stage.plan(state)
 
 
+def test_table_that_cannot_be_filled_in_place_is_made_again(ns: Ns, caplog: pytest.LogCaptureFixture) -> None:
+    """Another version's, say: the kernel does not move a chain to another hook."""
+    state = some_state()
+    assert converge([Nft(ns.path)], state) == []
+    before = table(ns)
+    ns.run("nft", "delete", "table", "inet", "tortie")
+    other = "table inet tortie { chain forward { type filter hook prerouting priority 7; }; }"
+    ns.run("nft", "-f", "-", stdin=other)
+    assert converge([Nft(ns.path)], state) == []
+    assert table(ns) == before
+    (told,) = caplog.records
+    assert told.name == "tortie.dataplane.stages.nft"
+    assert told.message.startswith("table inet tortie cannot be filled in place, making it again: ")
+
+
 def test_change_that_the_kernel_refuses_after_a_drift_is_made_whole_at_the_next_try(ns: Ns) -> None:
     """Nobody told us that a set was deleted, so that an element cannot be taken out of it."""
     cluster, stage = Cluster(NODE), Nft(ns.path)

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from flannel_nodes import subnet6_of, subnet_of
 from tortie.base.addr import Net
 from tortie.dataplane import link_steps
+from tortie.dataplane.route_steps import plan
 from tortie.flannel.stages.devices import want_of
-from tortie.flannel.stages.routes import is_ours, placed, plan, select
+from tortie.flannel.stages.routes import is_ours, placed, select
 from tortie.flannel.state import Device, External, FlannelState, Ipip, Path, Tun, Vxlan
 from tortie.flannel.ways import leads_straight
 from tortie.kernel.routes import Route

@@ -20,7 +20,8 @@ from tortie.calc.doctor import Cluster as SeenCluster
 from tortie.calc.doctor import Machine, Seen, judge
 from tortie.calc.node_addresses import Link, ip_interface
 from tortie.calc.state import PodNetworks, PodRoute
-from tortie.dataplane.stages.pod_networks import Ground, Leg, plan, select
+from tortie.dataplane.route_steps import plan
+from tortie.dataplane.stages.pod_networks import Ground, Leg, select
 from tortie.kernel.routes import Route
 from tortie.model.document import convert
 from tortie.model.node import Node

@@ -40,7 +40,7 @@ from tortie.agent.pod_networks import OwnPodNetworks, repair_pod_routes, routes_
 from tortie.agent.registration import registered
 from tortie.agent.restart import Restart
 from tortie.agent.secrets import follow_secrets
-from tortie.agent.server import application, health_application, metrics_application, unreadable
+from tortie.agent.server import application, health_application, unreadable
 from tortie.agent.shelfnote import ShelfNote
 from tortie.agent.snapshot import Snapshots
 from tortie.agent.stock import Stock
@@ -72,6 +72,7 @@ from tortie.ipam.ready import ready_handle
 from tortie.ipam.vm import VmAddresses
 from tortie.kernel import nft, sysctl
 from tortie.kernel.bird import Bird
+from tortie.kernel.scraped import metrics_application
 from tortie.kernel.serving import serving
 from tortie.model.store import Store
 from tortie.policy.selector import parse

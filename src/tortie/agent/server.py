@@ -35,7 +35,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from typing import Any, Protocol
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, generate_latest
 
 from tortie.base.errors import TortieError
 from tortie.cni.spec import Call, CniError, Code, as_cni_error, quote, read_call
@@ -116,15 +115,6 @@ def _rules(request: web.Request) -> tuple[list[str], list[str]]:
 def health_application(answers: Answers) -> web.Application:
     app = web.Application()
     _add_health(app, answers)
-    return app
-
-
-def metrics_application(registry: CollectorRegistry) -> web.Application:
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": "text/plain; version=0.0.4"})
-
-    app = web.Application()
-    app.router.add_get("/metrics", metrics)
     return app
 
 

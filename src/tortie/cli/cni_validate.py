@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tortie.base.errors import ConfigError
+from tortie.cli.choice import one_of
 
 if TYPE_CHECKING:
     from tortie.cni.validate import Finding, Machine
@@ -33,8 +34,7 @@ def validate(
     """Find what is wrong in configurations of networks. Exit 0: no errors, 2: errors."""
     from tortie.cni.validate import ERROR, validate
 
-    if output not in ("text", "json"):
-        raise ConfigError(f'"{output}" is not one of text, json', "--output")
+    one_of(output, ("text", "json"), "--output")
     found = validate([(str(file), _read(file)) for file in files], _machine(host, path))
     if output == "json":
         typer.echo(json.dumps([asdict(one) for one in found], indent=2, ensure_ascii=False))

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tortie.base.errors import ConfigError, TortieError
+from tortie.base.errors import TortieError
+from tortie.cli.choice import one_of
 from tortie.cli.datastore import Datastore, Lab, asked_anyway, environment_of, locate, place_of
 
 if TYPE_CHECKING:
@@ -62,8 +63,7 @@ def status(
 
     Exit status 1 when it cannot be asked.
     """
-    if output not in ("table", "json"):
-        raise ConfigError(f'"{output}" is not one of table, json', "--output")
+    one_of(output, ("table", "json"), "--output")
     found = place_of(locate(datastore, lab))
     said = Status(str(found), found.backend)
     try:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tortie.base.errors import ConfigError, TortieError
+from tortie.cli.choice import one_of
 from tortie.cli.datastore import Datastore, Lab, asked
 
 if TYPE_CHECKING:
@@ -44,10 +46,8 @@ def diff(
     """Say which connections a change opens or closes. Exit 0: none, 1: some, 2: the manifests are wrong."""
     from tortie.calc.simulate.diff import difference, to_document
 
-    if output not in ("text", "json"):
-        raise ConfigError(f'"{output}" is not one of text, json', "--output")
-    if fail_on not in FAIL_ON:
-        raise ConfigError(f'"{fail_on}" is not one of {", ".join(FAIL_ON)}', "--fail-on")
+    one_of(output, ("text", "json"), "--output")
+    one_of(fail_on, FAIL_ON, "--fail-on")
     old, new = _sets(filename or [], before or [], after or [], against)
     first, second = simulations(old, new, datastore, lab)
     found = difference(first, second)
@@ -79,16 +79,20 @@ def _sets(files: list[str], before: list[str], after: list[str], against: str) -
 
 
 def simulations(before: Sequence[str], after: Sequence[str], datastore: str, lab: str) -> tuple[Simulation, Simulation]:
-    """Without paths of before it is the cluster as it is; then `after` is the same with the manifests applied.
-
-    Every error is a ConfigError: an exit status of 1 would say that there are changes.
-    """
+    """Without paths of before it is the cluster as it is; then `after` is the same with the manifests applied."""
     from tortie.calc.simulate import Simulation
 
-    try:
+    with status_two():
         there = asked(datastore, lab, stored) if not before else []
         first = Simulation.read(before) if before else Simulation.of_stored(there)
         return first, Simulation.read(after, there, like=first)
+
+
+@contextmanager
+def status_two() -> Iterator[None]:
+    """Every error is a ConfigError: an exit status of 1 would say that something was found."""
+    try:
+        yield
     except ConfigError:
         raise
     except TortieError as error:

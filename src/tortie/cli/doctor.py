@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tortie.agent.client import ask
-from tortie.base.errors import ConfigError, NotFound, TortieError, Unavailable
+from tortie.base.errors import NotFound, TortieError, Unavailable
+from tortie.cli.choice import one_of
 from tortie.cli.node import ASKED_AT_ONCE, HERE, sockets
 
 if TYPE_CHECKING:
@@ -36,8 +37,7 @@ def doctor(
     Exit status 1 when something is bad."""
     from concurrent.futures import ThreadPoolExecutor
 
-    if output not in ("table", "json"):
-        raise ConfigError(f'"{output}" is not one of table, json', "--output")
+    one_of(output, ("table", "json"), "--output")
     where = sockets(lab, node)
     with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
         answers = list(threads.map(_answer, where, where.values()))

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tortie.agent.client import ask
-from tortie.base.errors import ConfigError, NotFound, TortieError
+from tortie.base.errors import NotFound, TortieError
+from tortie.cli.choice import one_of
 
 if TYPE_CHECKING:
     from tortie.flannel.manager import Leases
@@ -166,8 +167,7 @@ def docker_opts(
 
 
 def _check(output: str) -> None:
-    if output not in FORMATS:
-        raise ConfigError(f'"{output}" is not one of {", ".join(FORMATS)}', "--output")
+    one_of(output, FORMATS, "--output")
 
 
 def _print(answers: Any, output: str) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tortie.base.errors import ConfigError, Conflict, Exists, NotFound, TortieError, Unavailable
+from tortie.cli.choice import one_of
 from tortie.cli.datastore import Datastore, Lab, asked, written
 
 if TYPE_CHECKING:
@@ -340,8 +341,7 @@ def configure(
 
 
 def _one_of(option: str, given: str, words: dict[str, Any]) -> Any:
-    if given not in words:
-        raise ConfigError(f'"{given}" is not one of {", ".join(words)}', option)
+    one_of(given, words, option)
     return words[given]
 
 
@@ -450,8 +450,7 @@ def _matches(selector: str, labels: Any) -> bool:
 
 
 def _is_json(output: str) -> bool:
-    if output not in ("text", "json"):
-        raise ConfigError(f'"{output}" is not one of text, json', "--output")
+    one_of(output, ("text", "json"), "--output")
     return output == "json"
 
 

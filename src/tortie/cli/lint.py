@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tortie.base.errors import ConfigError, TortieError
+from tortie.base.errors import ConfigError
+from tortie.cli.choice import one_of
 from tortie.cli.datastore import Datastore, Lab, asked
-from tortie.cli.diff import LIVE, stored
+from tortie.cli.diff import LIVE, status_two, stored
 from tortie.cli.simulate import Files
 
 if TYPE_CHECKING:
@@ -37,18 +38,12 @@ def lint(
     from tortie.calc.lint import SEVERITIES, lint
     from tortie.calc.simulate import Simulation
 
-    if output not in ("text", "json"):
-        raise ConfigError(f'"{output}" is not one of text, json', "--output")
-    if level not in SEVERITIES:
-        raise ConfigError(f'"{level}" is not one of {", ".join(SEVERITIES)}', "--level")
+    one_of(output, ("text", "json"), "--output")
+    one_of(level, SEVERITIES, "--level")
     if against not in ("", LIVE):
         raise ConfigError(f'"{against}" is not {LIVE}', "--against")
-    try:
+    with status_two():
         simulation = Simulation.read(filename, asked(datastore, lab, stored) if against else ())
-    except ConfigError:
-        raise
-    except TortieError as error:  # a status of 1 would say that something was found
-        raise ConfigError(str(error)) from None
     found = lint(simulation)
     if output == "json":
         typer.echo(json.dumps([as_json(one) for one in found], indent=2, ensure_ascii=False))

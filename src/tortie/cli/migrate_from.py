@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tortie.base.errors import ConfigError
+from tortie.cli.choice import one_of
 
 if TYPE_CHECKING:
     from tortie.calc.migrate import Evidence, Migration
@@ -46,12 +47,10 @@ def migrate(
 
 
 def _check(source: str, plan: bool, filename: list[str] | None, kubeconfig: str, pool: str, output: str) -> None:
-    if source not in SOURCES:
-        raise ConfigError(f'"{source}" is not one of {", ".join(SOURCES)}', "--from")
+    one_of(source, SOURCES, "--from")
     if not plan:
         raise ConfigError("the steps are yours to take: say --plan to have them printed")
-    if output not in ("text", "json"):
-        raise ConfigError(f'"{output}" is not one of text, json', "--output")
+    one_of(output, ("text", "json"), "--output")
     if pool and source != "flannel":
         raise ConfigError("goes with --from flannel; pools of Calico stay as they are", "--pool")
     if bool(filename) == bool(kubeconfig):

@@ -16,6 +16,7 @@ from tortie.base.addr import Net, parse_net
 from tortie.base.errors import ConfigError, TortieError
 from tortie.bgp.birdc import ESTABLISHED
 from tortie.cli import dialect
+from tortie.cli.choice import one_of
 from tortie.cli.datastore import LABS, labs_up
 
 if TYPE_CHECKING:
@@ -48,8 +49,7 @@ def status(
     from concurrent.futures import ThreadPoolExecutor
 
     output = output or ("calicoctl" if dialect.is_calicoctl() else "table")
-    if output not in ("table", "json", "calicoctl"):
-        raise ConfigError(f'"{output}" is not one of table, json, calicoctl', "--output")
+    one_of(output, ("table", "json", "calicoctl"), "--output")
     where = sockets(lab, node)
     if output == "calicoctl":
         _show_as_calicoctl(where)

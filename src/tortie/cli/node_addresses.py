@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from tortie.agent.client import ask
-from tortie.base.errors import ConfigError, TortieError
+from tortie.base.errors import TortieError
+from tortie.cli.choice import one_of
 from tortie.cli.node import sockets
 
 Node = Annotated[str, typer.Option("--node", metavar="NAME", help="A node of the lab; all of them if none.")]
@@ -34,8 +35,7 @@ def mtu(node: Node = "", lab: Lab = "", output: Output = "table") -> None:
 
 
 def _show(node: str, lab: str, output: str, question: str, text: Callable[[Mapping[str, Any]], str]) -> None:
-    if output not in ("table", "json"):
-        raise ConfigError(f'"{output}" is not one of table, json', "--output")
+    one_of(output, ("table", "json"), "--output")
     answers = [_answer(name, path, question) for name, path in sockets(lab, node).items()]
     if output == "json":
         typer.echo(json.dumps(answers, indent=2))

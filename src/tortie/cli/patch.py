@@ -8,6 +8,7 @@ import typer
 
 from tortie.base.errors import ConfigError, Conflict
 from tortie.cli import completion
+from tortie.cli.choice import one_of
 from tortie.cli.datastore import Datastore, Lab, asked
 
 if TYPE_CHECKING:
@@ -44,8 +45,7 @@ def patch(
     from tortie.cli.edits import edited, target
     from tortie.cli.writes import calico_kind, warn_of
 
-    if type_ not in TYPES:
-        raise ConfigError(f'"{type_}" is not one of {", ".join(TYPES)}', "--type")
+    one_of(type_, TYPES, "--type")
     which, changes = target(kind, name, namespace), read(patch)
     _, new = asked(datastore, lab, lambda store: edited(store, which, lambda old, view: patched(old, changes, view)))
     typer.echo(f"Successfully patched 1 '{calico_kind(type(new))}' resource")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tortie.agent.client import ask
-from tortie.base.errors import ConfigError, TortieError
+from tortie.base.errors import TortieError
+from tortie.cli.choice import one_of
 from tortie.cli.datastore import Datastore, Lab, asked
 from tortie.cli.node import sockets
 
@@ -42,8 +43,7 @@ def report(
     lab: Lab = "",
 ) -> None:
     """Say what each staged policy would do: which connections it would deny or allow, and what its rules count."""
-    if output not in ("text", "json"):
-        raise ConfigError(f'"{output}" is not one of text, json', "--output")
+    one_of(output, ("text", "json"), "--output")
     asked_report, policies = asked(datastore, lab, _load)
     predictions = asked_report.predictions(policies)
     counters, silent = _counters(lab, asked_report.nodes)

@@ -11,6 +11,7 @@ import typer
 
 from tortie.agent.client import ask, tell
 from tortie.base.errors import ConfigError, TortieError
+from tortie.cli.choice import one_of
 from tortie.cli.node import sockets
 
 MANY = 10
@@ -26,8 +27,7 @@ def status(
     ] = False,
 ) -> None:
     """How a node is: agent, datastore, dataplane, pods, BGP. Exit status 1 when something is not well."""
-    if output not in ("table", "json"):
-        raise ConfigError(f'"{output}" is not one of table, json', "--output")
+    one_of(output, ("table", "json"), "--output")
     places = sockets(lab, node)
     if accept:
         for name, socket in places.items():

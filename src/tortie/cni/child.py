@@ -14,7 +14,15 @@ import os
 from tortie.base.errors import Exists, KernelError, NotFound
 from tortie.cni import delegate, span
 from tortie.cni.attachments import all_of
-from tortie.cni.interface import delete_if_there, failed, find_link, pod_if_there, temporary_name
+from tortie.cni.interface import (
+    NO_RESULT,
+    delete_if_there,
+    failed,
+    find_link,
+    own_interface,
+    pod_if_there,
+    temporary_name,
+)
 from tortie.cni.result import Result, Route
 from tortie.cni.spec import Call, CniError, Code, at_least, lookup, member, quote
 from tortie.kernel import links
@@ -211,6 +219,17 @@ def remove(call: Call, *rest: Callable[[], object]) -> None:
     all_of(link, *rest, given)
 
 
+def checked(
+    call: Call, pod: Pod, result: Result | None, kind: str, missing: str = NO_RESULT
+) -> tuple[links.Link, Result]:
+    """What CHECK begins with: IPAM knows the addresses, and the link is as ADD's result has it. Raises CniError."""
+    if delegate.ipam_type(call):
+        delegate.ipam_check(call)
+    interface = own_interface(call, result, missing)
+    assert result is not None  # own_interface has seen it
+    return check_link(pod, interface, kind), result
+
+
 def check_link(pod: Pod, interface: Interface, kind: str) -> links.Link:
     """The link of a result is there, of its kind and with its MAC address. Raises CniError."""
     link = find_link(pod.nl, interface.name)
@@ -245,3 +264,13 @@ def check_master(nl: Netlink, name: str) -> None:
     """For STATUS. Raises CniError."""
     if find_link(nl, name) is None:
         raise CniError(Code.NOT_AVAILABLE, f"master {quote(name)} is not there")
+
+
+def status(call: Call, kind: str, master: str = "") -> None:
+    """The kernel has such links, the host the master ("": there is none to look for), and IPAM addresses. Raises
+    CniError."""
+    with Netlink() as host:
+        check_kernel(host, kind)
+        if master:
+            check_master(host, master)
+    delegate.ipam_status(call)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import TracebackType
 
+NO_RESULT = "Required prevResult missing"
+"""Of a CHECK without the result of ADD. The texts are those of the reference plugins."""
 DEFAULTS = ("0.0.0.0/0", "::/0")
 SETTLE_SECONDS, SETTLE_PAUSE = 5.0, 0.05
 """How long an IPv6 address may be tentative, as in the Go plugins."""
@@ -228,7 +230,7 @@ def settle(nl: Netlink, index: int, ifname: str) -> None:
 # --- checking -----------------------------------------------------------------------------------------------------
 
 
-def own_interface(call: Call, result: Result | None, missing: str = "Required prevResult missing") -> Interface:
+def own_interface(call: Call, result: Result | None, missing: str = NO_RESULT) -> Interface:
     """The interface of a result that is in the pod. Raises CniError: no result, another sandbox, no such interface."""
     if result is None:
         raise failed(missing)

@@ -1,30 +1,42 @@
-"""Carrying out what a stage of routes has planned: the one thing that these stages do alike."""
+"""The steps to routes, and taking them: what the stages of routes do alike."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
-from typing import TypeVar
+import errno
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any, TypeVar
 
-from tortie.base.plan import Op
-from tortie.kernel.netlink import Netlink
+from tortie.base.plan import Op, Plan, Verb, diff
+from tortie.dataplane.batch import BatchStage, carry_out
+from tortie.kernel.live import LiveRoutes
 from tortie.kernel.routes import Route, apply_many
 
 K = TypeVar("K", bound=Hashable)
 
-ESRCH, ENODEV, ENETDOWN = 3, 19, 100
+PASSING = (errno.ESRCH, errno.ENODEV, errno.ENETDOWN)
+"""Refusals of a link that went away, and of a route that is gone: a new one takes the place of an old one with its
+metric at once."""
 
 
-def carry_out(ops: Iterable[Op[K, Route]], netns: str | None) -> None:
-    """All steps, in a namespace (path; None: this one's). The first refusal is raised after the others were tried.
+def plan(
+    want: Mapping[K, Route], have: Mapping[K, Route], names: Mapping[int, str], add: str = "replace"
+) -> Plan[K, Route]:
+    """The steps from what is to what should be. `names` are those of the links, by index; `add` is how a new route is
+    made."""
+    words = {Verb.ADD: add, Verb.CHANGE: "replace", Verb.DELETE: "del"}
+    return diff(want, have, lambda verb, _, route: f"ip route {words[verb]} {route.words(names)}")
 
-    A link that went away is none, nor is a route that is gone: a new one takes the place of an old one with its metric
-    at once. Raises KernelError.
-    """
-    steps = [("replace", op.want) if op.want is not None else ("delete", op.have) for op in ops]
-    if not steps:
-        return
-    with Netlink(netns) as nl:
-        refused = apply_many(nl, [(verb, route) for verb, route in steps if route is not None])
-    serious = [error for _, error in refused if error.errno not in (ESRCH, ENODEV, ENETDOWN)]
-    if serious:
-        raise serious[0]
+
+class RouteStage(BatchStage):
+    """Looks at routes as the kernel announces them."""
+
+    def __init__(self, live: LiveRoutes, netns: str | None) -> None:
+        self._live = live
+        self._netns = netns
+
+    def _carry_out(self, ops: Iterable[Op[Any, Route]]) -> None:
+        carry_out(ops, self._netns, apply_many, PASSING)
+
+    def forget(self) -> None:
+        """The next plan starts from a listing, whatever the kernel has announced."""
+        self._live.forget()

@@ -116,11 +116,11 @@ async def run(orders: Orders, environment: Mapping[str, str]) -> None:
 async def _observed(
     stack: contextlib.AsyncExitStack, orders: Orders, resolver: Resolver, not_ready: Callable[[], str]
 ) -> None:
-    from tortie.dns.observed import metrics_application, probe_application, serve  # half of what a start takes
+    from tortie.dns.observed import metrics, probe_application, serve  # half of what a start takes
 
     await serve(stack, probe_application("/health", lambda: ""), orders.health_port, "--health-port")
     await serve(stack, probe_application("/ready", not_ready), orders.ready_port, "--ready-port")
-    await serve(stack, metrics_application(resolver), orders.metrics_port, "--metrics-port")
+    await serve(stack, metrics(resolver), orders.metrics_port, "--metrics-port")
 
 
 async def _first(stop: asyncio.Event, following: asyncio.Task[None]) -> None:

@@ -11,15 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from tortie.base.errors import ConfigError, Unavailable
 from tortie.dns.resolver import Resolver
+from tortie.kernel.scraped import TEXT_UTF8, metrics_application
 from tortie.kernel.serving import serving
-
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Seen(Collector):
@@ -45,16 +44,10 @@ class Seen(Collector):
         yield GaugeMetricFamily("tortie_dns_services", "Services that are known.", value=resolver.names.services)
 
 
-def metrics_application(resolver: Resolver) -> web.Application:
+def metrics(resolver: Resolver) -> web.Application:
     registry = CollectorRegistry()
     registry.register(Seen(resolver))
-
-    async def answer(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE})
-
-    app = web.Application()
-    app.router.add_get("/metrics", answer)
-    return app
+    return metrics_application(registry, TEXT_UTF8)
 
 
 def probe_application(path: str, why_not: Callable[[], str]) -> web.Application:

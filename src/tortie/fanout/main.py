@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from tortie.base.errors import Unavailable, one_of
 from tortie.fanout.kinds import FANNED, of_kubernetes
-from tortie.fanout.observed import Watchdog, health_application, metrics_application, serve
+from tortie.fanout.observed import Watchdog, health_application, metrics, serve
 from tortie.fanout.server import Server, Settings
 from tortie.model.store import Store
 from tortie.store import open_store
@@ -73,7 +73,7 @@ async def _serve(server: Server, orders: Orders, stack: contextlib.AsyncExitStac
     if orders.health_port:
         await serve(stack, health_application(server, watchdog), orders.health_host, orders.health_port)
     if orders.metrics_port:
-        await serve(stack, metrics_application(server), "", orders.metrics_port)
+        await serve(stack, metrics(server), "", orders.metrics_port)
     for each in orders.listen:
         log.info("listening on %s%s", await server.listen(each), ", TLS" if orders.settings.tls else "")
 

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from tortie.base.errors import ConfigError
 from tortie.fanout.feed import Feed
 from tortie.fanout.server import Server
+from tortie.kernel.scraped import TEXT_UTF8, metrics_application
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STUCK = 5.0
 """Seconds that the event loop may be late before a probe says so."""
 
@@ -93,16 +93,10 @@ class Watchdog:
         return asyncio.get_running_loop().time() - self._last
 
 
-def metrics_application(server: Server) -> web.Application:
+def metrics(server: Server) -> web.Application:
     registry = CollectorRegistry()
     registry.register(Seen(server))
-
-    async def answer(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE})
-
-    app = web.Application()
-    app.router.add_get("/metrics", answer)
-    return app
+    return metrics_application(registry, TEXT_UTF8)
 
 
 def health_application(server: Server, watchdog: Watchdog) -> web.Application:

@@ -5,17 +5,15 @@ Messages may be lost when nobody reads for a while; that is told too (`Overrun`)
 
 from __future__ import annotations
 
-import errno
-import socket
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from tortie.base.errors import KernelError
 from tortie.kernel import addresses, links, neighbours, routes
 from tortie.kernel.netlink import tables
 from tortie.kernel.netlink.codec import NLMSG_OVERRUN, Message, unpack_messages
+from tortie.kernel.netlink.listener import Listener
 from tortie.kernel.netlink.socket import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK, open_socket
 
 
@@ -84,15 +82,9 @@ class Overrun:
 
 Event = LinkEvent | AddressEvent | RouteEvent | NeighbourEvent | Overrun
 
-_DATAGRAM = 1 << 16
-_DATAGRAMS_PER_READ = 256  # so that one read does not keep an event loop for long
 
-
-class Monitor:
-    """Listens to a namespace (path or descriptor; None: the calling thread's) from when it is made.
-
-    For `loop.add_reader(monitor.fileno(), ...)`: when it is readable, `read()` gives what there is, and never waits.
-    """
+class Monitor(Listener):
+    """Listens to a namespace (path or descriptor; None: the calling thread's) from when it is made."""
 
     def __init__(
         self,
@@ -101,41 +93,20 @@ class Monitor:
         matters: Callable[[Message], bool] | None = None,
     ) -> None:
         """`matters` is asked of each message before the work of reading it is done."""
+        super().__init__(open_socket(netns))
         self._matters = matters
-        self._socket = open_socket(netns)
         self._socket.setblocking(False)
         self._socket.bind((0, 0))  # without a port of its own a socket counts as the kernel's, which hears not itself
         for group in groups:
             self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
 
-    def __enter__(self) -> Monitor:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def fileno(self) -> int:
-        return self._socket.fileno()
-
     def read(self) -> list[Event]:
         """The events waiting, in order; none if there are none, and no more than a few hundred at a time."""
         events: list[Event] = []
-        for _ in range(_DATAGRAMS_PER_READ):
-            try:
-                data, _, flags, (port, _) = self._socket.recvmsg(_DATAGRAM)
-            except BlockingIOError:
-                break
-            except OSError as why:
-                if why.errno != errno.ENOBUFS:
-                    raise KernelError(why.errno or errno.EIO, "ip monitor") from None
-                events.append(Overrun())
-                continue
+        for data, port, lost in self._waiting("ip monitor"):
             if port:
                 continue  # from another process, not from the kernel
-            if flags & socket.MSG_TRUNC:
+            if lost:
                 events.append(Overrun())
                 continue
             for message in unpack_messages(data):

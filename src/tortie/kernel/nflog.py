@@ -28,6 +28,7 @@ from tortie.kernel.netlink.codec import (
     pack_message,
     unpack_messages,
 )
+from tortie.kernel.netlink.listener import DATAGRAM, Listener
 from tortie.kernel.netlink.socket import open_socket
 
 NETLINK_NETFILTER = 12  # linux/netlink.h
@@ -77,7 +78,6 @@ WAIT = 10
 GATHERED = 64
 """Messages after which it does not wait."""
 _BUFFER = 1 << 15  # bytes of messages that the kernel gathers: GATHERED of them, and some room
-_DATAGRAM = 1 << 16
 _DATAGRAMS_PER_READ = 64  # so that one read does not keep an event loop for long
 _ANSWER_SECONDS = 10.0
 
@@ -101,18 +101,18 @@ class Lost:
     count: int
 
 
-class Reader:
+class Reader(Listener):
     """Listens to a group of a namespace (None: the calling thread's) from when it is made.
 
-    Raises NotSupported where the kernel has no log groups, Unavailable when somebody else listens. As `events.Monitor`
-    for an event loop: readable, then `read()`.
+    Raises NotSupported where the kernel has no log groups, Unavailable when somebody else listens. The kernel forgets
+    the listener with the socket.
     """
 
     def __init__(self, group: int, netns: str | int | None = None) -> None:
         self._group = group
         self._next = 0
         try:
-            self._socket = open_socket(netns, NETLINK_NETFILTER)
+            super().__init__(open_socket(netns, NETLINK_NETFILTER))
         except OSError as why:
             raise NotSupported(f"this kernel has no netfilter sockets: {why.strerror}") from None
         try:
@@ -125,31 +125,11 @@ class Reader:
             self._socket.close()
             raise
 
-    def __enter__(self) -> Reader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """The kernel forgets the listener with the socket."""
-        self._socket.close()
-
-    def fileno(self) -> int:
-        return self._socket.fileno()
-
     def read(self) -> list[Logged | Lost]:
         """What is waiting, in order, and no more than some hundred messages of it; never waits."""
         found: list[Logged | Lost] = []
-        for _ in range(_DATAGRAMS_PER_READ):
-            try:
-                data, (sender, _) = self._socket.recvfrom(_DATAGRAM)
-            except BlockingIOError:
-                break
-            except OSError as why:
-                if why.errno != errno.ENOBUFS:
-                    raise KernelError(why.errno or errno.EIO, f"reading log group {self._group}") from None
-                continue  # how much was lost, the next message's number tells
+        for data, sender, _ in self._waiting(f"reading log group {self._group}", _DATAGRAMS_PER_READ):
+            # How much was lost, the next message's number tells.
             if not sender:  # from the kernel, not from another process
                 for message in unpack_messages(data):
                     found.extend(self._take_in(message))
@@ -168,7 +148,7 @@ class Reader:
     def _await_binding(self) -> None:
         while True:
             try:
-                data = self._socket.recv(_DATAGRAM)
+                data = self._socket.recv(DATAGRAM)
             except TimeoutError:
                 raise KernelError(errno.ETIMEDOUT, f"listening to log group {self._group}") from None
             for message in unpack_messages(data):

@@ -11,7 +11,6 @@ Source: linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h.
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import socket
 import struct
@@ -21,9 +20,9 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from tortie.base.errors import KernelError
 from tortie.kernel.events import Overrun
 from tortie.kernel.netlink.codec import HEADER_SIZE, NLMSG_OVERRUN, TEXT, Message, attributes, unpack_messages
+from tortie.kernel.netlink.listener import Listener
 from tortie.kernel.netlink.socket import NETLINK_ADD_MEMBERSHIP, SOL_NETLINK
 from tortie.kernel.netns import entered
 
@@ -55,8 +54,6 @@ RECEIVE_BUFFER = 16 << 20
 """Room for a transaction of 100,000 elements; it is only taken while they wait."""
 MANY = 2_000
 """Parts of the table after which a transaction counts as one that touched all of it."""
-_DATAGRAM = 1 << 16
-_DATAGRAMS_PER_READ = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +87,7 @@ class _Transaction:
         return self.whole or self.parts >= MANY
 
 
-class Monitor:
+class Monitor(Listener):
     """Listens from when it is made to what happens to a table (`inet tortie`) of a namespace; as `events.Monitor`.
 
     Transactions of this process's sockets, and of whom it is told to `ignore`, do not count, and mostly do not get as
@@ -110,25 +107,13 @@ class Monitor:
         """By the port that asked for it; until the end of it is told."""
         with nullcontext() if netns is None else entered(netns):
             kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-            self._socket = socket.socket(socket.AF_NETLINK, kind, NETLINK_NETFILTER)
+            super().__init__(socket.socket(socket.AF_NETLINK, kind, NETLINK_NETFILTER))
         with suppress(PermissionError):
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
         if not everybody:
             self._filter()
         self._socket.bind((0, 0))
         self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
-
-    def __enter__(self) -> Monitor:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def fileno(self) -> int:
-        return self._socket.fileno()
 
     def ignore(self, port: int) -> None:
         """From any thread: what this one asks for from now on is our own. A program's port is its process id."""
@@ -159,16 +144,8 @@ class Monitor:
     def read(self) -> list[Change | Overrun]:
         """What is waiting, in order, and no more than a few hundred datagrams of it; never waits."""
         found: list[Change | Overrun] = []
-        for _ in range(_DATAGRAMS_PER_READ):
-            try:
-                data, _, flags, (sender, _) = self._socket.recvmsg(_DATAGRAM)
-            except BlockingIOError:
-                break
-            except OSError as why:
-                if why.errno != errno.ENOBUFS:
-                    raise KernelError(why.errno or errno.EIO, "nft monitor") from None
-                flags, sender, data = socket.MSG_TRUNC, 0, b""
-            if flags & socket.MSG_TRUNC:
+        for data, sender, lost in self._waiting("nft monitor"):
+            if lost:
                 self._open.clear()
                 found.append(Overrun())
             elif not sender:  # from the kernel, not from another process

@@ -11,11 +11,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 from tortie.base.errors import ConfigError, TortieError
-
-TEXT = "text/plain; version=0.0.4"
 
 
 class Answers(Protocol):
@@ -51,15 +49,6 @@ def add_routes(app: web.Application, proxy: Answers) -> None:
 def application(proxy: Answers) -> web.Application:
     app = web.Application()
     add_routes(app, proxy)
-    return app
-
-
-def metrics_application(registry: CollectorRegistry) -> web.Application:
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": TEXT})
-
-    app = web.Application()
-    app.router.add_get("/metrics", metrics)
     return app
 
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from tortie.base.errors import Exists, KernelError
 from tortie.cni import child, delegate
-from tortie.cni.interface import attached, check_interface, configure, failed, open_pod, own_interface
+from tortie.cni.interface import attached, check_interface, configure, failed, open_pod
 from tortie.cni.plugin import Plugin, Undo
 from tortie.cni.result import Interface, Result, prev_result
 from tortie.cni.spec import Call
 from tortie.kernel import links
-from tortie.kernel.netlink import Netlink
 
 KIND = "dummy"
 
@@ -40,10 +39,7 @@ def check(call: Call) -> None:
     _require_ipam(call)
     previous = prev_result(call)
     with open_pod(call) as pod:
-        delegate.ipam_check(call)
-        interface = own_interface(call, previous, "dummy: Required prevResult missing")
-        assert previous is not None  # own_interface has seen it
-        child.check_link(pod, interface, KIND)
+        _, previous = child.checked(call, pod, previous, KIND, "dummy: Required prevResult missing")
         check_interface(pod, call.ifname, previous)
 
 
@@ -53,9 +49,7 @@ def gc(call: Call) -> None:
 
 def status(call: Call) -> None:
     _require_ipam(call)
-    with Netlink() as host:
-        child.check_kernel(host, KIND)
-    delegate.ipam_status(call)
+    child.status(call, KIND)
 
 
 def _require_ipam(call: Call) -> None:

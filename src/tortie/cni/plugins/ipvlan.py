@@ -22,7 +22,6 @@ from tortie.cni.interface import (
     default_interface,
     failed,
     open_pod,
-    own_interface,
     top_level_dns,
 )
 from tortie.cni.plugin import Plugin, Undo
@@ -145,11 +144,7 @@ def check(call: Call) -> None:
     settings = Settings(call)
     previous = prev_result(call)
     with Netlink() as host, open_pod(call) as pod:
-        if delegate.ipam_type(call):
-            delegate.ipam_check(call)
-        interface = own_interface(call, previous)
-        assert previous is not None  # own_interface has seen it
-        link = child.check_link(pod, interface, KIND)
+        link, previous = child.checked(call, pod, previous, KIND)
         mode, submode = _names(link)
         if mode != settings.mode:
             raise failed(f"Container IPVlan mode {mode} does not match expected value: {settings.mode}")
@@ -170,11 +165,7 @@ def gc(call: Call) -> None:
 
 def status(call: Call) -> None:
     settings = Settings(call)
-    with Netlink() as host:
-        child.check_kernel(host, KIND)
-        if settings.master and not settings.in_container:
-            child.check_master(host, settings.master)
-    delegate.ipam_status(call)
+    child.status(call, KIND, "" if settings.in_container else settings.master)
 
 
 PLUGIN = Plugin("ipvlan", add, delete, check, gc, status)

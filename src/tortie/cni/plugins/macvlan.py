@@ -20,7 +20,6 @@ from tortie.cni.interface import (
     failed,
     find_link,
     open_pod,
-    own_interface,
     top_level_dns,
 )
 from tortie.cni.plugin import Plugin, Undo
@@ -101,11 +100,7 @@ def check(call: Call) -> None:
     settings = Settings(call)
     previous = prev_result(call)
     with Netlink() as host, open_pod(call) as pod:
-        if delegate.ipam_type(call):
-            delegate.ipam_check(call)
-        interface = own_interface(call, previous, "required prevResult missing")
-        assert previous is not None  # own_interface has seen it
-        link = child.check_link(pod, interface, KIND)
+        link, previous = child.checked(call, pod, previous, KIND, "required prevResult missing")
         mode = {number: name for name, number in MODES.items()}.get(link.info.get("mode", 0), "?")
         if mode != settings.mode:
             raise failed(f"Container macvlan mode {mode} does not match expected value: {settings.mode}")
@@ -124,11 +119,7 @@ def gc(call: Call) -> None:
 
 def status(call: Call) -> None:
     settings = Settings(call)
-    with Netlink() as host:
-        child.check_kernel(host, KIND)
-        if settings.master and not settings.in_container:
-            child.check_master(host, settings.master)
-    delegate.ipam_status(call)
+    child.status(call, KIND, "" if settings.in_container else settings.master)
 
 
 PLUGIN = Plugin("macvlan", add, delete, check, gc, status)

@@ -22,7 +22,6 @@ from tortie.cni.interface import (
     configure,
     failed,
     open_pod,
-    own_interface,
     temporary_name,
     top_level_dns,
 )
@@ -171,11 +170,7 @@ def check(call: Call) -> None:
     settings = Settings(call)
     previous = prev_result(call)
     with open_pod(call) as pod:
-        if delegate.ipam_type(call):
-            delegate.ipam_check(call)
-        interface = own_interface(call, previous)
-        assert previous is not None  # own_interface has seen it
-        link = child.check_link(pod, interface, KIND)
+        link, previous = child.checked(call, pod, previous, KIND)
         if settings.mtu and link.mtu != settings.mtu:
             raise failed(f"Interface {link.name} has MTU {link.mtu}, expected {settings.mtu}")
         if settings.bridge and link.master != links.link_index(pod.nl, settings.bridge):

@@ -16,7 +16,6 @@ from tortie.cni.interface import (
     failed,
     find_link,
     open_pod,
-    own_interface,
     top_level_dns,
 )
 from tortie.cni.plugin import Plugin, Undo
@@ -74,11 +73,7 @@ def check(call: Call) -> None:
     settings = Settings(call)
     previous = prev_result(call)
     with Netlink() as host, open_pod(call) as pod:
-        if delegate.ipam_type(call):
-            delegate.ipam_check(call)
-        interface = own_interface(call, previous, "vlan: Required prevResult missing")
-        assert previous is not None  # own_interface has seen it
-        link = child.check_link(pod, interface, KIND)
+        link, previous = child.checked(call, pod, previous, KIND, "vlan: Required prevResult missing")
         if link.info.get("id") != settings.id:
             raise failed(f"Container VLAN id {link.info.get('id')} does not match expected value: {settings.id}")
         child.check_parent(pod.nl if settings.in_container else host, link, settings.master)
@@ -91,11 +86,7 @@ def gc(call: Call) -> None:
 
 def status(call: Call) -> None:
     settings = Settings(call)
-    with Netlink() as host:
-        child.check_kernel(host, KIND)
-        if not settings.in_container:
-            child.check_master(host, settings.master)
-    delegate.ipam_status(call)
+    child.status(call, KIND, "" if settings.in_container else settings.master)
 
 
 PLUGIN = Plugin("vlan", add, delete, check, gc, status)

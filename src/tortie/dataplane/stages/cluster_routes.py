@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from tortie.base.addr import IP, Net
-from tortie.base.plan import Plan, Verb, diff
+from tortie.base.plan import Plan
 from tortie.calc.state import DesiredState
-from tortie.dataplane.converge import Work
-from tortie.dataplane.route_steps import carry_out
+from tortie.dataplane.route_steps import RouteStage, plan
 from tortie.kernel.live import LiveRoutes
 from tortie.kernel.live_links import LiveLinks
 from tortie.kernel.netlink.tables import RTPROT_AGENT
@@ -60,25 +59,12 @@ def select(state: DesiredState, ground: Ground) -> Selection:
     return Selection(routes, later)
 
 
-def plan(
-    want: Mapping[Place, Route], have: Mapping[Place, Route], staying: Set[Net], names: Mapping[int, str]
-) -> Plan[Place, Route]:
-    """The steps from what is to what should be; routes to the destinations `staying` are not deleted. `names` are those
-    of the links, by index."""
-    if staying:
-        have = {place: route for place, route in have.items() if place in want or route.dst not in staying}
-    words = {Verb.ADD: "replace", Verb.CHANGE: "replace", Verb.DELETE: "del"}
-    return diff(want, have, lambda verb, _, route: f"ip route {words[verb]} {route.words(names)}")
-
-
-class ClusterRoutes:
+class ClusterRoutes(RouteStage):
     name = "routes to other nodes"
-    guard = False
 
     def __init__(self, links: LiveLinks, routes: LiveRoutes, netns: str | None = None) -> None:
+        super().__init__(routes, netns)
         self._links = links
-        self._live = routes
-        self._netns = netns
         self._settled: tuple[object, ...] = ()
         self._selected: tuple[object, object, Selection] = (None, None, Selection({}, frozenset()))
         self.held: Set[Net] = frozenset()
@@ -119,7 +105,9 @@ class ClusterRoutes:
         if staying:
             self._live.refresh()  # whatever comes from now on, those who wait for it are told of
             staying = self.held = staying - self._led_by_others()
-        steps = plan(want.routes, have, staying, {link.index: link.name for link in self._links.links.values()})
+        if staying:
+            have = {place: one for place, one in have.items() if place in want.routes or one.dst not in staying}
+        steps = plan(want.routes, have, {link.index: link.name for link in self._links.links.values()})
         self._settled = () if steps else stamp
         return steps
 
@@ -128,17 +116,8 @@ class ClusterRoutes:
         every = self._live.out_of_any(self._links.links)
         return {route.dst for route in every if route.protocol != RTPROT_AGENT and route.type == "unicast"}
 
-    def make(self, work: Work) -> None:
-        assert isinstance(work, Plan)
-        carry_out((op for op in work if op.makes), self._netns)
-
-    def unmake(self, work: Work) -> None:
-        assert isinstance(work, Plan)
-        carry_out((op for op in work if not op.makes), self._netns)
-
     def forget(self) -> None:
-        """The next plan starts from a listing, whatever the kernel has announced."""
-        self._live.forget()
+        super().forget()
         self._settled = ()
 
 

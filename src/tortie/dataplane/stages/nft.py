@@ -17,19 +17,17 @@ that takes seconds for a large one.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from queue import Empty, SimpleQueue
 
 from tortie.base.errors import KernelError, NotFound, TortieError
 from tortie.calc.hosts import NO_INTERFACES, asks_interfaces
 from tortie.calc.state import DesiredState
 from tortie.dataplane.converge import Work
 from tortie.dataplane.interfaces import host_interfaces
+from tortie.dataplane.table_stage import TableStage
 from tortie.kernel import nft
-from tortie.kernel.events import Overrun
-from tortie.kernel.nft_events import Change, Monitor
+from tortie.kernel.nft_events import Change
 from tortie.render.denials import PROBE as DENIAL_PROBE
 from tortie.render.nft import NftRenderer
 from tortie.render.ruleset import TABLE, Chain, Remains, Ruleset, transaction
@@ -43,7 +41,7 @@ class Script:
 
     text: str
     after: Ruleset
-    otherwise: str = ""
+    otherwise: Callable[[], str] | None = None
     """What to try when nft refuses the text."""
 
     def __bool__(self) -> bool:
@@ -53,29 +51,25 @@ class Script:
         return self.text
 
 
-class Nft:
+class Nft(TableStage):
     name = "nft"
     guard = True
 
     def __init__(self, netns: str | None = None) -> None:
-        self._netns = netns
-        self._session = nft.Session(netns)
+        super().__init__(TABLE, netns)
         self._renderer: NftRenderer | None = None
         self._have: Ruleset | None = None
-        self._doubt = False
-        self._told = False
-        self._changes: SimpleQueue[Change | Overrun] = SimpleQueue()
 
     def plan(self, state: DesiredState) -> Script:
         changes = self._take_changes()
-        doubt, self._doubt = self._doubt or Overrun() in changes, False
+        doubt = self._doubted(changes)
         if any(isinstance(change, Change) and change.whole for change in changes):
             self._have = None
         if doubt:
             self._look()
         want = self._render(state)
         if self._have is None:
-            return Script(transaction(want, remains(self._netns)), want, transaction(want, None))
+            return Script(transaction(want, remains(self._netns)), want, lambda: transaction(want, None))
         flushes, have = touched(self._have, [change for change in changes if isinstance(change, Change)])
         return Script(flushes + transaction(want, have), want)
 
@@ -89,7 +83,7 @@ class Nft:
             self._have = None  # the doubt is not told again
             raise
         if not same:
-            log.warning("table %s is not as it was left: somebody changed it; writing it anew", TABLE)
+            self._complain()
             self._have = None
 
     @property
@@ -109,39 +103,8 @@ class Nft:
     def make(self, work: Work) -> None:
         assert isinstance(work, Script)
         self._have = None
-        try:
-            self._session.apply(work.text)
-        except KernelError as error:
-            if not work.otherwise:
-                raise
-            log.warning("table %s cannot be filled in place, making it again: %s", TABLE, error)
-            self._session.apply(work.otherwise)
+        self._apply((work.text,), work.otherwise)
         self._have = work.after
-
-    def unmake(self, work: Work) -> None:
-        """Nothing: making was one transaction that also deleted."""
-
-    def forget(self) -> None:
-        self._doubt = not self._told
-
-    def monitor(self) -> Monitor:
-        """Tells from now on what others do to the table. Before the first plan."""
-        self._session.open()
-        monitor = Monitor(TABLE, self._netns)
-        self._session.begun = monitor.ignore
-        self._told = True
-        return monitor
-
-    def changed(self, change: Change | Overrun) -> None:
-        """By somebody else, or perhaps so. From any thread; the next plan puts it right."""
-        self._changes.put(change)
-
-    def _take_changes(self) -> list[Change | Overrun]:
-        changes: list[Change | Overrun] = []
-        with suppress(Empty):
-            while True:
-                changes.append(self._changes.get_nowait())
-        return changes
 
 
 def touched(have: Ruleset, changes: Sequence[Change]) -> tuple[str, Ruleset]:

@@ -19,10 +19,9 @@ from ipaddress import ip_interface
 
 from tortie.base.addr import IP, Net
 from tortie.base.errors import KernelError
-from tortie.base.plan import Plan, Verb, diff
+from tortie.base.plan import Plan
 from tortie.calc.state import DesiredState, PodRoute
-from tortie.dataplane.converge import Work
-from tortie.dataplane.route_steps import carry_out
+from tortie.dataplane.route_steps import RouteStage, plan
 from tortie.kernel.live import LiveRoutes
 from tortie.kernel.live_links import LiveLinks
 from tortie.kernel.netlink import Netlink
@@ -123,20 +122,12 @@ def _beside(one: PodRoute, ours: Route, others: Sequence[Route], names: Mapping[
     return ours
 
 
-def plan(want: Mapping[Place, Route], have: Mapping[Place, Route], names: Mapping[int, str]) -> Plan[Place, Route]:
-    """The steps from what is to what should be. `names` are those of the links, by index."""
-    words = {Verb.ADD: "replace", Verb.CHANGE: "replace", Verb.DELETE: "del"}
-    return diff(want, have, lambda verb, _, route: f"ip route {words[verb]} {route.words(names)}")
-
-
-class PodNetworkRoutes:
+class PodNetworkRoutes(RouteStage):
     name = "routes to pod networks"
-    guard = False
 
     def __init__(self, links: LiveLinks, routes: LiveRoutes, netns: str | None = None) -> None:
+        super().__init__(routes, netns)
         self._links = links
-        self._live = routes
-        self._netns = netns
         self._settled: tuple[object, ...] = ()
         self.selection = Selection({}, {})
         """What the last pass made of the state, for other threads to read."""
@@ -179,18 +170,9 @@ class PodNetworkRoutes:
         self._settled = () if steps else stamp
         return steps
 
-    def make(self, work: Work) -> None:
-        assert isinstance(work, Plan)
-        carry_out((op for op in work if op.makes), self._netns)
-
-    def unmake(self, work: Work) -> None:
-        assert isinstance(work, Plan)
-        carry_out((op for op in work if not op.makes), self._netns)
-
     def forget(self) -> None:
-        """The next plan starts from a listing, whatever the kernel has announced."""
+        super().forget()
         self._links.forget()
-        self._live.forget()
         self._settled = ()
 
     def _nets(self, index: int) -> Iterable[Net]:

@@ -13,10 +13,9 @@ from functools import lru_cache
 from itertools import chain
 
 from tortie.base.addr import IP, Net, host_net
-from tortie.base.plan import Plan, Verb, diff
+from tortie.base.plan import Plan
 from tortie.calc.state import DesiredState
-from tortie.dataplane.converge import Work
-from tortie.dataplane.route_steps import carry_out
+from tortie.dataplane.route_steps import RouteStage, plan
 from tortie.kernel.live import LiveRoutes
 from tortie.kernel.netlink.tables import RTPROT_BOOT
 from tortie.kernel.routes import Route
@@ -26,19 +25,11 @@ Place = tuple[Net, int, int]
 """Destination, metric, and the index of the interface: there is one route at each place."""
 
 
-def plan(want: Mapping[Place, Route], have: Mapping[Place, Route], names: Mapping[int, str]) -> Plan[Place, Route]:
-    """The steps from what is to what should be. `names` are those of the interfaces, by index."""
-    words = {Verb.ADD: "add", Verb.CHANGE: "replace", Verb.DELETE: "del"}
-    return diff(want, have, lambda verb, _, route: f"ip route {words[verb]} {route.words(names)}")
-
-
-class Routes:
+class Routes(RouteStage):
     name = "routes"
-    guard = False
 
     def __init__(self, netns: str | None = None) -> None:
-        self._netns = netns
-        self._live = LiveRoutes(netns)
+        super().__init__(LiveRoutes(netns), netns)
 
     def select(self, state: DesiredState, index: Mapping[str, int]) -> dict[Place, Route]:
         """What of the state is ours to route, out of the interfaces that are there. Of two endpoints with one address
@@ -60,19 +51,8 @@ class Routes:
     def plan(self, state: DesiredState) -> Plan[Place, Route]:
         self._live.refresh()
         names = {index: name for index, name in self._live.names.items() if name.startswith(INTERFACE_PREFIX)}
-        return plan(self.select(state, {name: index for index, name in names.items()}), self.observe(names), names)
-
-    def make(self, work: Work) -> None:
-        assert isinstance(work, Plan)
-        carry_out((op for op in work if op.makes), self._netns)
-
-    def unmake(self, work: Work) -> None:
-        assert isinstance(work, Plan)
-        carry_out((op for op in work if not op.makes), self._netns)
-
-    def forget(self) -> None:
-        """The next plan starts from a listing, whatever the kernel has announced."""
-        self._live.forget()
+        want = self.select(state, {name: index for index, name in names.items()})
+        return plan(want, self.observe(names), names, add="add")
 
 
 @lru_cache(maxsize=4096)

@@ -10,19 +10,29 @@ and go by another.
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 from tortie.base.addr import IP
-from tortie.base.errors import Exists, KernelError, NotFound, NotSupported, TortieError
+from tortie.base.errors import Exists, NotFound, TortieError
 from tortie.base.plan import Op, Plan, Verb
 from tortie.calc.mtu import IPIP, VXLAN
 from tortie.calc.state import DesiredState, TunnelDevice
-from tortie.dataplane.converge import Work
-from tortie.dataplane.link_steps import LOOSE, Base, Key, Steps, Value, change, plan, setting, take_away, vxlan_base
+from tortie.dataplane.link_steps import (
+    LOOSE,
+    Base,
+    Key,
+    LinkStage,
+    LinkWork,
+    Steps,
+    Value,
+    change,
+    is_unknown,
+    plan,
+    setting,
+    vxlan_base,
+)
 from tortie.kernel import links
 from tortie.kernel.addresses import delete_address
 from tortie.kernel.links import Link
@@ -37,8 +47,6 @@ ALIAS = "tortie"
 """Of a `tunl0` that is ours. Where the kernel has IPIP there is one that cannot be deleted."""
 LINGER = 30.0
 """Seconds that a device stays after the last pool that wants it: longer than a node needs to hear of that."""
-RETRY = 10.0
-"""Seconds between two tries to make a device of a kind that the kernel does not have."""
 OVERHEAD = {("vxlan", 4): VXLAN[4].overhead, ("vxlan", 6): VXLAN[6].overhead, ("ipip", 4): IPIP.overhead}
 """Bytes that a tunnel adds to each packet, by kind and IP version outside."""
 
@@ -83,48 +91,30 @@ def have_of(link: Link, addresses: Iterable[str], rp_filter: int | None) -> dict
     return there
 
 
-@dataclass(frozen=True, slots=True)
-class TunnelWork:
-    """The steps, and what stands in the way of more."""
-
-    steps: Steps
-    problems: tuple[TortieError, ...] = ()
-    pools: Mapping[str, str] = field(default_factory=dict)
-    """Names of the pools that want a kind of tunnel."""
-
-    def __bool__(self) -> bool:
-        return bool(self.steps or self.problems)
-
-    def __str__(self) -> str:
-        return "\n".join((str(self.steps), *(f"# {problem}" for problem in self.problems)))
-
-
-class Tunnels:
+class Tunnels(LinkStage):
     name = "tunnels"
-    guard = False
 
     def __init__(
         self, live: LiveLinks, routes: LiveRoutes, netns: str | None = None, *, linger: float = LINGER
     ) -> None:
-        self._live = live
+        super().__init__(live, netns)
         self._routes = routes
-        self._netns = netns
         self._linger = linger
         self._unwanted: dict[str, float] = {}
         """Since when nobody wants a device that is there."""
-        self._missing: dict[str, tuple[float, NotSupported]] = {}
-        """Kinds that the kernel does not have, and when that was found."""
+        self._pools: Mapping[str, str] = {}
+        """Names of the pools that want each kind of tunnel."""
         self._settled: tuple[object, ...] = ()
         self.there: frozenset[str] = frozenset()
         """Devices that are up, for other threads to read."""
         self.lacking: frozenset[str] = frozenset()
         """Those of a kind that the kernel does not have, for them too."""
 
-    def plan(self, state: DesiredState) -> TunnelWork:
+    def plan(self, state: DesiredState) -> LinkWork:
         self._live.refresh()
         stamp = (state.overlay.devices, self._live.changes)
         if self._settled == stamp and not self._unwanted:
-            return TunnelWork(Plan())
+            return LinkWork(Plan())
         problems: list[TortieError] = []
         want: dict[Key, Value] = {}
         for device in state.overlay.devices:
@@ -137,17 +127,16 @@ class Tunnels:
         blocked = wanted - {name for name, _ in want}  # stays as it is until the way is clear
         steps = plan(want, {key: value for key, value in have.items() if key[0] not in blocked})
         self.there = self._up()
+        self._pools = _asking(state)
         self._settled = () if steps or problems else stamp
-        return TunnelWork(steps, tuple(problems), _asking(state))
+        return LinkWork(steps, tuple(problems))
 
     def _up(self) -> frozenset[str]:
         return frozenset(link.name for link in self._live.links.values() if link.up and link.name in NAMES)
 
     def _want(self, device: TunnelDevice) -> dict[Key, Value]:
         """Raises NotFound, NotSupported."""
-        missing = self._missing.get(device.kind)
-        if missing is not None and time.monotonic() - missing[0] < RETRY:
-            raise missing[1]
+        self._not_missing(device.kind)
         parent = self._live.having(str(device.local))
         if parent is None:
             text = f"{device.name}: no link has this node's address {device.local}: give it to one, or correct the Node"
@@ -184,41 +173,16 @@ class Tunnels:
         """None for IPv6, which has no such filter."""
         return None if name == IPV6_NAME else setting(name, "rp_filter", self._netns)
 
-    def make(self, work: Work) -> None:
-        """All steps, of all devices; what goes wrong first is raised last, and keeps nothing that has to go."""
-        assert isinstance(work, TunnelWork)
-        problems = list(work.problems)
-        refused: set[str] = set()
-        with Netlink(self._netns) as nl:
-            for op in work.steps:
-                if op.makes and op.key[0] not in refused:
-                    try:
-                        self._apply(nl, op)
-                    except TortieError as problem:
-                        refused.add(op.key[0])
-                        problems.append(self._explained(op, problem, work.pools))
-        if any(op.want == "address" for op in work.steps):
-            self._live.forget()  # of an IPv6 address the kernel tells some time after it is there
-        self._live.refresh()
+    def _look(self) -> None:
+        super()._look()
         self.there = self._up()
         self.lacking = self.lacking - self.there
-        if problems:
-            self.unmake(work)
-            raise problems[0]
-
-    def unmake(self, work: Work) -> None:
-        assert isinstance(work, TunnelWork)
-        with Netlink(self._netns) as nl:
-            for op in work.steps:
-                if not op.makes:
-                    with suppress(NotFound):
-                        self._undo(nl, op)
 
     def forget(self) -> None:
-        self._live.forget()
+        super().forget()
         self._settled = ()
 
-    def _apply(self, nl: Netlink, op: Op[Key, Value]) -> None:
+    def _apply(self, nl: Netlink, op: Op[Key, Value], steps: Steps) -> None:
         if isinstance(op.want, Base):
             self._make_link(nl, op.key[0], op.want, anew=op.verb is Verb.CHANGE)
         else:
@@ -236,7 +200,7 @@ class Tunnels:
     def _undo(self, nl: Netlink, op: Op[Key, Value]) -> None:
         if isinstance(op.have, Base) and op.have.kind == "ipip":
             self._retire(nl, op.key[0])
-        take_away(nl, op)
+        super()._undo(nl, op)
 
     def _retire(self, nl: Netlink, name: str) -> None:
         """Leave a device behind as the kernel makes it, should it refuse to delete it."""
@@ -246,18 +210,15 @@ class Tunnels:
         links.set_alias(nl, name, "")  # before it is down: then the kernel says nothing of it
         links.set_down(nl, name)
 
-    def _explained(self, op: Op[Key, Value], problem: TortieError, pools: Mapping[str, str]) -> TortieError:
+    def _explained(self, op: Op[Key, Value], problem: TortieError) -> TortieError:
         """A kind of link that the kernel does not know is a matter for a person."""
-        unknown = isinstance(problem, KernelError) and problem.errno == errno.EOPNOTSUPP
-        if not (unknown and op.key[1] == "link" and isinstance(op.want, Base)):
+        if not (isinstance(op.want, Base) and is_unknown(problem)):
             return problem
         kind = op.want.kind
-        whose = f"which {pools[kind]} asks for" if kind in pools else "which FelixConfiguration asks for"
+        whose = f"which {self._pools[kind]} asks for" if kind in self._pools else "which FelixConfiguration asks for"
         other = ", or give the pool a vxlanMode instead of its ipipMode" if kind == "ipip" else ""
-        text = f"{op.key[0]}: this kernel has no {kind.upper()}, {whose}: modprobe {kind}{other}"
-        self._missing[kind] = time.monotonic(), NotSupported(text)
         self.lacking = self.lacking | {op.key[0]}
-        return self._missing[kind][1]
+        return self._lacking(kind, f"{op.key[0]}: this kernel has no {kind.upper()}, {whose}: modprobe {kind}{other}")
 
 
 def _asking(state: DesiredState) -> dict[str, str]:

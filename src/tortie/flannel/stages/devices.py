@@ -16,27 +16,25 @@ from __future__ import annotations
 
 import errno
 import logging
-import time
 from collections.abc import Iterable
-from contextlib import suppress
-from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from tortie.base.addr import Net, net_around, within
-from tortie.base.errors import ConfigError, Exists, KernelError, NotFound, NotSupported, TortieError
+from tortie.base.errors import ConfigError, Exists, KernelError, TortieError
 from tortie.base.plan import Op, Verb
-from tortie.dataplane.converge import Work
 from tortie.dataplane.link_steps import (
     LOOSE,
     SETTINGS,
     Base,
     Key,
+    LinkStage,
+    LinkWork,
     Steps,
     Value,
     change,
+    is_unknown,
     plan,
     setting,
-    take_away,
     vxlan_base,
 )
 from tortie.flannel.own import alias, own_links
@@ -51,8 +49,6 @@ log = logging.getLogger(__name__)
 KERNEL_PORT = 8472
 """Where the kernel sends VXLAN packets when nobody says where (`udp_port`, drivers/net/vxlan)."""
 KINDS = {Vxlan: "vxlan", Ipip: "ipip", Wireguard: "wireguard", Tun: "tun"}
-RETRY = 10.0
-"""Seconds between two tries to make a device of a kind that the kernel does not have."""
 READ_ONLY = (errno.ENOENT, errno.EROFS, errno.EACCES, errno.EPERM)
 """Without IPv6 there is no such setting, and some containers may change none."""
 
@@ -106,33 +102,15 @@ def have_of(link: Link, addresses: Iterable[str]) -> dict[Key, Value]:
     return there | {(name, address): "address" for address in addresses}
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceWork:
-    """The steps, and what stands in the way of more."""
-
-    steps: Steps
-    problems: tuple[TortieError, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.steps or self.problems)
-
-    def __str__(self) -> str:
-        return "\n".join((str(self.steps), *(f"# {problem}" for problem in self.problems)))
-
-
-class Devices:
+class Devices(LinkStage):
     name = "devices"
-    guard = False
 
     def __init__(self, netns: str | None = None) -> None:
-        self._live = LiveLinks(netns)
-        self._netns = netns
-        self._missing: dict[str, tuple[float, NotSupported]] = {}
-        """Kinds that the kernel does not have, and when that was found."""
+        super().__init__(LiveLinks(netns), netns)
         self._fixed: set[Key] = set()
         """Settings that cannot be changed here."""
 
-    def plan(self, state: FlannelState) -> DeviceWork:
+    def plan(self, state: FlannelState) -> LinkWork:
         self._live.refresh()
         problems: list[TortieError] = []
         want: dict[Key, Value] = {}
@@ -154,7 +132,7 @@ class Devices:
                 have[name, "link"] = Base(link.kind)
         # Only links and addresses are taken away: a MAC address that nobody asked for stays.
         have = {key: value for key, value in have.items() if key in want or key[1] == "link" or value == "address"}
-        return DeviceWork(plan(want, have), tuple(problems))
+        return LinkWork(plan(want, have), tuple(problems))
 
     def _link(self, device: Device) -> Link | None:
         """The link that is there under its name. Raises ConfigError, NotSupported."""
@@ -162,9 +140,8 @@ class Devices:
         if link is not None and link.kind != kind:
             text = f"{device.name} is a link of type {link.kind or 'device'}, where one of type {kind} is to be"
             raise ConfigError(f"{text}: remove it (ip link delete {device.name}), or give it another name")
-        missing = self._missing.get(kind)
-        if link is None and missing is not None and time.monotonic() - missing[0] < RETRY:
-            raise missing[1]
+        if link is None:
+            self._not_missing(kind)
         return link
 
     def _observe(self, link: Link, device: Device, networks: Iterable[Net]) -> dict[Key, Value]:
@@ -179,36 +156,8 @@ class Devices:
                 found[link.name, what] = value
         return found
 
-    def make(self, work: Work) -> None:
-        """All steps, of all devices; what goes wrong first is raised last, and keeps nothing that has to go."""
-        assert isinstance(work, DeviceWork)
-        problems = list(work.problems)
-        refused: set[str] = set()
-        with Netlink(self._netns) as nl:
-            for op in work.steps:
-                if op.makes and op.key[0] not in refused:
-                    try:
-                        self._apply(nl, op, work.steps)
-                    except TortieError as problem:
-                        refused.add(op.key[0])
-                        problems.append(self._explained(op, problem))
-        if any(op.want == "address" for op in work.steps):
-            self._live.forget()  # of an IPv6 address the kernel tells some time after it is there
-        self._live.refresh()
-        if problems:
-            self.unmake(work)
-            raise problems[0]
-
-    def unmake(self, work: Work) -> None:
-        assert isinstance(work, DeviceWork)
-        with Netlink(self._netns) as nl:
-            for op in work.steps:
-                if not op.makes:
-                    with suppress(NotFound):
-                        take_away(nl, op)
-
     def forget(self) -> None:
-        self._live.forget()
+        super().forget()
         self._fixed.clear()
 
     def _apply(self, nl: Netlink, op: Op[Key, Value], steps: Steps) -> None:
@@ -232,10 +181,9 @@ class Devices:
         name, base = op.key[0], op.want
         if not isinstance(base, Base):
             return problem
-        if isinstance(problem, KernelError) and problem.errno == errno.EOPNOTSUPP:
+        if is_unknown(problem):
             text = f"{name}: this kernel has no {base.kind}: modprobe {base.kind}, or choose another backend"
-            self._missing[base.kind] = time.monotonic(), NotSupported(text)
-            return self._missing[base.kind][1]
+            return self._lacking(base.kind, text)
         others = [link.name for link in self._live.links.values() if _same_packets(link, base)]
         if isinstance(problem, Exists) and others:
             remedy = "remove it, or choose another VNI or port" if base.kind == "vxlan" else "remove it"

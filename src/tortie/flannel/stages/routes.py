@@ -14,9 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Set
 
 from tortie.base.addr import Net, host_net, within
-from tortie.base.plan import Op, Plan, Verb, diff
-from tortie.dataplane.converge import Work
-from tortie.dataplane.route_steps import carry_out
+from tortie.base.plan import Op, Plan, Verb
+from tortie.dataplane.route_steps import RouteStage, plan
 from tortie.flannel.own import own_links
 from tortie.flannel.state import PROTOCOL, FlannelState
 from tortie.kernel.live import LiveRoutes
@@ -70,12 +69,6 @@ def placed(routes: Iterable[Route], want: Mapping[Place, Route]) -> dict[Place, 
     return {(*at, number): route for at, there in every.items() for number, route in enumerate(there)}
 
 
-def plan(want: Mapping[Place, Route], have: Mapping[Place, Route], names: Mapping[int, str]) -> Plan[Place, Route]:
-    """The steps from what is to what should be. `names` are those of the links, by index."""
-    words = {Verb.ADD: "replace", Verb.CHANGE: "replace", Verb.DELETE: "del"}
-    return diff(want, have, lambda verb, _, route: f"ip route {words[verb]} {route.words(names)}")
-
-
 def accepted(ops: Iterable[Op[Place, Route]]) -> Iterator[Op[Place, Route]]:
     """The same steps, with what the kernel wants to see before it takes a next hop of IPv6 that is said to be on the
     link: as long as another route leads there, through another link, it does not believe it."""
@@ -91,14 +84,12 @@ def accepted(ops: Iterable[Op[Place, Route]]) -> Iterator[Op[Place, Route]]:
         yield Op(Verb.DELETE, at, None, hop, f"ip route del {hop}")
 
 
-class Routes:
+class Routes(RouteStage):
     name = "routes"
-    guard = False
 
     def __init__(self, netns: str | None = None) -> None:
+        super().__init__(LiveRoutes(netns), netns)
         self._links = LiveLinks(netns)
-        self._live = LiveRoutes(netns)
-        self._netns = netns
         self._settled: tuple[object, ...] = ()
 
     def observe(self, state: FlannelState, own: Set[int], want: Mapping[Place, Route]) -> dict[Place, Route]:
@@ -121,16 +112,10 @@ class Routes:
         self._settled = () if steps else stamp
         return steps
 
-    def make(self, work: Work) -> None:
-        assert isinstance(work, Plan)
-        carry_out(accepted(op for op in work if op.makes), self._netns)
-
-    def unmake(self, work: Work) -> None:
-        assert isinstance(work, Plan)
-        carry_out((op for op in work if not op.makes), self._netns)
+    def _carry_out(self, ops: Iterable[Op[Place, Route]]) -> None:
+        super()._carry_out(accepted(ops))
 
     def forget(self) -> None:
-        """The next plan starts from a listing, whatever the kernel has announced."""
+        super().forget()
         self._links.forget()
-        self._live.forget()
         self._settled = ()
