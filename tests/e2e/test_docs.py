@@ -7,6 +7,8 @@ In README.md and docs/ every block
     NAME                  CIDR    ...    what it prints
     ```
 
+(of which a block has one: where its commands begin with "$ ", "# " is printed)
+
 is run, in two labs, by two readers who each read a half of PAGES in that order. HTML comments before a block say what
 cannot be seen in it:
 
@@ -59,6 +61,7 @@ PAGES = (
     "flannel",
     "ipvlan-or-macvlan",
     "services",
+    *("kube-proxy", "load-balancers"),
     "policy-tools",
     "choose-your-routing",
     "node-addresses",
@@ -82,7 +85,7 @@ NAMES = {"default": NAME, "second": f"{NAME}b", "racks": f"{NAME}c"}
 
 WIDTH = 110
 PATIENCE = 15.0
-ASKING = re.compile(r"tortie (get|explain|node|doctor|bgp routes|lab (status|matrix|logs|exec)) ")
+ASKING = re.compile(r"tortie (get|explain|node|doctor|bgp routes|services status|lab (status|matrix|logs|exec)) ")
 """What only asks is asked again until it answers as printed: a cluster takes a moment."""
 
 ELSEWHERE = ("make ", "git ", "cd ", "apt-get ")
@@ -127,8 +130,9 @@ def steps(page: Path) -> Iterator[Step]:
 
 def _commands(block: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     command, output = "", []
+    prompts = ("$ ",) if block.startswith("$ ") else ("# ", "$ ")
     for line in block.splitlines():
-        if line.startswith(("# ", "$ ")):
+        if line.startswith(prompts):
             if command:
                 yield command, tuple(output)
             command, output = line[2:].removeprefix("sudo ").replace(".venv/bin/tortie", "tortie"), []
@@ -147,7 +151,7 @@ _VOLATILE = (
     (r"\d{4}-\d\d-\d\d[T ]", ""),
     (r"\d\d:\d\d:\d\d([.,]\d+)?(\+00:00|Z)?", "<time>"),
     (r"\b\d+(\.\d+)?( m?s\b)", r"<n>\2"),
-    (r"\bpid \d+", "pid <n>"),
+    (r"\b(pid|process|kill) \d+", r"\1 <n>"),
     (r"\bport \d{4,}", "port <n>"),
     (r"\b(packets|bytes)( |:)\d+|\b\d+ (packets|bytes)", "<n>"),
     (r"[\d.e+]+ \(\d+%\)", "<share>"),
@@ -345,10 +349,14 @@ class TestTheOtherHalf:
 
 
 def test_a_block_is_read_as_described() -> None:
-    block = "$ true\n# tortie lab up\nlab default is up, in ... s\n...\nthe end\n"
+    block = "# true\n$ tortie lab up\nlab default is up, in ... s\n...\nthe end\n"
     assert list(_commands(block)) == [
         ("true", ()),
         ("tortie lab up", ("lab default is up, in ... s", "...", "the end")),
+    ]
+    assert list(_commands("$ sudo tortie services release\n# 1. it goes\n$ true\n")) == [
+        ("tortie services release", ("# 1. it goes",)),
+        ("true", ()),
     ]
 
 

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_node import Node, Site, environment, pool, site_in, until
+from agent_node import Node, Site, environment, is_strange, pool, site_in, until
 from msgspec.structs import replace
 
 from tortie.agent.client import tell
-from tortie.base.errors import TortieError
+from tortie.base.errors import NotFound, TortieError
 from tortie.cli.main import main
 from tortie.kernel import netns
+from tortie.model.k8s import K8sNode, K8sNodeSpec
 from tortie.model.meta import Metadata
 from tortie.model.service import SERVICE_NAME, Endpoint, EndpointPort, EndpointSlice, Service, ServicePort, ServiceSpec
 from tortie.store import open_store
@@ -247,10 +248,10 @@ def test_takeovers_at_once_and_an_agent_that_dies_in_one(site: Site, node: Node)
         tell(path, "/services/takeover?plan=true")
 
 
-def tortie(node: Node, *words: str, where: str = "agent.sock") -> str:
+def tortie(node: Node, *words: str, where: str = "agent.sock", status: int = 0) -> str:
     command = [sys.executable, "-m", "tortie.cli.main", *words, "--socket", str(node.run_dir / where)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment(), check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
 
 
@@ -291,6 +292,39 @@ async def test_proxy_alone(site: Site, node: Node) -> None:
             running.wait()
 
 
+async def test_a_node_that_leaves_gets_nobody_new_from_load_balancers(site: Site, node: Node) -> None:
+    def health(path: str) -> tuple[int, bool | None]:
+        done = node.ns.run("curl", "-s", "-w", "\\n%{http_code}", f"http://127.0.0.1:10256{path}", check=False)
+        body, _, code = done.rpartition("\n")
+        return int(code), json.loads(body).get("nodeEligible") if body else None
+
+    tainted = K8sNodeSpec(taints=[{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}])
+    async with site.store() as store:
+        await store.create(K8sNode(metadata=Metadata(name="elsewhere"), spec=tainted))
+        running = proxy(node)
+        try:
+            until(lambda: health("/healthz"), lambda found: found == (200, True))
+            here = await store.create(K8sNode(metadata=Metadata(name="node1"), spec=tainted))
+            until(lambda: health("/healthz"), lambda found: found == (503, False))
+            assert health("/livez") == (200, None)
+            assert asked(node) in BACKENDS, "who comes all the same is served"
+            here = await store.update(replace(here, spec=K8sNodeSpec()))
+            until(lambda: health("/healthz"), lambda found: found == (200, True))
+            await store.update(replace(here, spec=tainted))
+            until(lambda: health("/healthz"), lambda found: found == (503, False))
+            await store.delete(K8sNode, "node1")
+            await store.delete(K8sNode, "elsewhere")
+            await change(site, BACKENDS[2])
+            until(lambda: asked(node), lambda answer: answer == BACKENDS[2])
+            assert health("/healthz") == (503, False), "it is gone, and does not come back"
+        finally:
+            running.send_signal(signal.SIGTERM)
+            assert running.wait(20) == 0
+            for name in ("node1", "elsewhere"):
+                with contextlib.suppress(NotFound):
+                    await store.delete(K8sNode, name)
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -306,3 +340,134 @@ def test_proxy_is_told_nonsense(
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert line in said
+
+
+# --- two of them in one network namespace ---------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """The process, which is there no longer when the block is left."""
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+class Successor(Node):
+    """A node's next agent, with files of its own."""
+
+    @property
+    def run_dir(self) -> Path:
+        return self.site.directory / "successor"
+
+
+def handle(node: Node) -> int:
+    """Of the table: another one, if it was deleted and made again."""
+    listed = json.loads(node.ns.run("nft", "-j", "list", "tables"))["nftables"]
+    (found,) = (one["table"]["handle"] for one in listed if one.get("table", {}).get("name") == TABLE[1])
+    return int(found)
+
+
+def quiet(node: Node) -> bool:
+    """Whether nobody writes the table for as long as two would need to repair it five times."""
+    watch = ["timeout", "1", "nft", "monitor"]
+    return TABLE[1] not in node.ns.run(*watch, check=False)
+
+
+async def test_a_proxy_beside_an_agent_that_serves(site: Site, node: Node) -> None:
+    node.start()
+    until(lambda: asked(node), lambda answer: answer in BACKENDS)
+    assert node.process is not None
+    assert proxy(node).wait(60) == 2
+    (line,) = [one for one in (node.run_dir / "proxy.log").read_text().splitlines() if not one.startswith("{")]
+    assert f"services are served on this node already, by process {node.process.pid} (tortie agent)" in line
+    assert "stop that one, or have it serve none (--services off)" in line
+    assert asked(node) in BACKENDS
+    assert quiet(node)
+    node.kill()
+    with ended(proxy(node)):
+        await change(site, BACKENDS[2])
+        until(lambda: BACKENDS[0] not in node.ns.run("nft", "list", "map", *TABLE, "backends4"))
+
+
+async def test_an_agent_beside_a_proxy_waits_for_it(site: Site, node: Node) -> None:
+    """Everything else of the agent's is there meanwhile, and once it serves no connection was lost."""
+    with ended(proxy(node, "--metrics-port", "0")) as other:
+        until(lambda: asked(node), lambda answer: answer in BACKENDS, (node.run_dir / "proxy.log").read_text())
+        node.start()
+        table = handle(node)
+        found = until(lambda: services_of(node), lambda found: bool(found["failures"]))
+        who = f"process {other.pid} (tortie proxy)"
+        assert (found["on"], found["why"], found["servedBy"]) == (False, f"{who} serves them", who)
+        assert found["failures"] == [
+            f"services: {who} writes table inet tortie-services: stop that one, or serve none here (--services off)"
+        ]
+        status = tortie(node, "services", "status", status=1)
+        assert who in status
+        assert "nobody serves" not in status
+        with pytest.raises(TortieError, match=rf"served here by process {other.pid} \(tortie proxy\): stop that one"):
+            tell(node.run_dir / "agent.sock", "/services/takeover?yes=1", 60)
+        assert not (node.run_dir / "services").exists(), "nothing was done"
+        assert quiet(node)
+        assert "repairing" not in node.log
+        assert node.ask_port(10256, "/healthz")[0] == 200, "the proxy's, which still runs"
+        with Flood(node) as flood:
+            other.kill()
+            other.wait()
+            await change(site, BACKENDS[2])
+            until(lambda: services_of(node)["on"])
+            until(lambda: BACKENDS[0] not in node.ns.run("nft", "list", "map", *TABLE, "backends4"))
+            until(lambda: flood.seen[-1][1], lambda answer: answer == BACKENDS[2])
+        assert flood.errors == []
+        assert handle(node) == table
+    found = until(lambda: services_of(node), lambda found: not found["failures"])
+    assert (found["why"], found["servedBy"]) == ("there is no kube-proxy here", "")
+    until(lambda: node.ask_port(10256, "/healthz")[0], lambda status: status == 200, "its own by now")
+    said = [line for line in node.messages() if "tortie proxy" in line]
+    assert len(said) < 5, "not at every try"
+
+
+def test_an_agent_that_serves_none_lets_a_proxy_do_it(site: Site, node: Node) -> None:
+    """However often either is killed and starts."""
+    node.start("--services", "off")
+    with ended(proxy(node)) as other:
+        until(lambda: asked(node), lambda answer: answer in BACKENDS, (node.run_dir / "proxy.log").read_text())
+        table = handle(node)
+        assert quiet(node)
+        found = services_of(node)
+        assert (found["asked"], found["on"], found["failures"]) == ("off", False, [])
+        assert found["servedBy"] == f"process {other.pid} (tortie proxy)"
+        tortie(node, "services", "status")
+        node.kill()
+        node.start("--services", "off")
+        until(lambda: services_of(node)["why"], lambda why: why == "asked for: off")
+        assert quiet(node)
+        other.kill()
+        other.wait()
+        with ended(proxy(node)):
+            until(lambda: services_of(node)["servedBy"])
+            assert handle(node) == table
+            assert asked(node) in BACKENDS
+
+
+def test_an_agent_that_replaces_another_waits_for_its_end(site: Site, node: Node) -> None:
+    """As in an upgrade: the new one is there before the old one has ended."""
+    node.start()
+    until(lambda: asked(node), lambda answer: answer in BACKENDS)
+    assert node.process is not None
+    table, who = handle(node), f"process {node.process.pid} (tortie agent) serves them"
+    new = Successor(site, "node1", node.ns, [*node.words, "--health-port", "0", "--metrics-port", "0"])
+    new.spawn()
+    assert new.process is not None
+    with ended(new.process):
+        new.await_ready()
+        until(lambda: services_of(new)["why"], lambda why: why == who)
+        with Flood(node) as flood:
+            assert node.signal(signal.SIGTERM) == 0
+            until(lambda: services_of(new), lambda found: found["on"] and not found["failures"])
+            until(lambda: len(flood.seen) > 200)
+        assert flood.errors == []
+        assert handle(node) == table
+    assert not [line for line in new.log.splitlines() if is_strange(line)]

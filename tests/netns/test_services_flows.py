@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 
@@ -22,6 +23,8 @@ from service_ground import (
     state_of,
 )
 
+from tortie.base.addr import parse_ip
+from tortie.base.flow import Flow
 from tortie.calc.proxy.state import ProxyState
 from tortie.dataplane.converge import converge
 from tortie.dataplane.stages.stale_flows import StaleFlows
@@ -29,6 +32,11 @@ from tortie.kernel.conntrack import Conntrack
 
 pytestmark = pytest.mark.root
 
+SEEN = (
+    "add table inet seen\nadd chain inet seen c { type filter hook forward priority 0; }\n"
+    "add rule inet seen c ct state new counter\n"
+)
+"""Connections are tracked while nobody serves."""
 BOTH = pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
 
 
@@ -123,13 +131,7 @@ def test_first_state_finds_what_went_stale_before(ground: Ground, flows: StaleFl
 def test_flow_that_was_there_before_the_service(ground: Ground, flows: StaleFlows, version: int) -> None:
     """It was sent to the frontend untranslated, and nobody answered."""
     node = ground.spaces["node"]
-    node.run(
-        "nft",
-        "-f",
-        "-",
-        stdin="add table inet seen\nadd chain inet seen c { type filter hook forward priority 0; }\n"
-        "add rule inet seen c ct state new counter\n",
-    )
+    node.run("nft", "-f", "-", stdin=SEEN)
     try:
         with ground.open("client", version, UDP) as one:
             one.connect((CLUSTER_IP[version], 53))
@@ -148,13 +150,7 @@ def test_flow_that_was_there_before_the_service(ground: Ground, flows: StaleFlow
 def test_call_that_began_before_the_service(ground: Ground, flows: StaleFlows, version: int) -> None:
     """Its next attempt, a second later, gets a backend."""
     node = ground.spaces["node"]
-    node.run(
-        "nft",
-        "-f",
-        "-",
-        stdin="add table inet seen\nadd chain inet seen c { type filter hook forward priority 0; }\n"
-        "add rule inet seen c ct state new counter\n",
-    )
+    node.run("nft", "-f", "-", stdin=SEEN)
     try:
         with ground.open("client", version, TCP) as one:
             one.setblocking(False)
@@ -197,3 +193,59 @@ def test_more_than_are_held_at_a_time(ground: Ground) -> None:
     finally:
         for one in sockets:
             one.close()
+
+
+@BOTH
+def test_flows_that_differ_in_who_opened_them_are_judged_once(ground: Ground, version: int) -> None:
+    ground.apply(dns(version, "one"))
+    asked: list[Flow] = []
+
+    def stays(flow: Flow) -> bool:
+        asked.append(flow)
+        return flow.answered
+
+    with contextlib.ExitStack() as stack:
+        for number in range(20):
+            one = stack.enter_context(ground.open("client", version, UDP))
+            one.connect((CLUSTER_IP[version], 53 if number % 2 else 54))
+            if number % 2:
+                assert answer(one) == "one"
+            else:
+                with contextlib.suppress(OSError):
+                    one.send(b"nobody is there")
+        there = parse_ip(CLUSTER_IP[version])
+        with Conntrack(ground.spaces["node"].path) as tracked:
+            every = [flow for flow in tracked.flows([there], UDP) if flow.answered]
+            assert len(every) == 10
+            assert set(tracked.flows([there], UDP, stays)) == set(every)
+            assert len(asked) == len({flow.opened.destination_port for flow in asked}) > 0
+            by_backend = [every[0].reply.source]
+            assert len([*tracked.flows(by_backend, UDP, stays)]) == 10
+            assert [*tracked.flows([every[0].opened.source], UDP, stays)] == [], "who opened it does not count"
+
+
+@BOTH
+def test_of_tcp_the_kernel_tells_what_nobody_answered(ground: Ground, version: int) -> None:
+    """Since 5.15; before, it tells of all."""
+    ground.apply(dns(version, "one"))
+    with (
+        ground.open("client", version, TCP) as served_,
+        ground.open("client", version, TCP) as plain,
+        ground.open("client", version, TCP) as early,
+    ):
+        served_.connect((CLUSTER_IP[version], 80))
+        assert served_.recv(100).startswith(b"one")
+        plain.connect((pod("one", version), 8080))
+        assert plain.recv(100).startswith(b"one")
+        ground.apply(None)
+        ground.spaces["node"].run("nft", "-f", "-", stdin=SEEN)
+        try:
+            early.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                early.connect((CLUSTER_IP[version], 81))
+            with Conntrack(ground.spaces["node"].path) as tracked:
+                assert len([*tracked.flows(None, TCP)]) >= 3
+                (only,) = tracked.flows(None, TCP, unanswered=True)
+            assert (only.opened.destination_port, only.answered) == (81, False)
+        finally:
+            ground.spaces["node"].run("nft", "delete", "table", "inet", "seen")

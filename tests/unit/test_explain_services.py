@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
+from msgspec.structs import replace
 from situations import base, calico, cluster_of, gnp, np
 
 from tortie.base.errors import ConfigError, NotFound
@@ -16,6 +17,7 @@ from tortie.cli.explain_kernel import Kernel
 from tortie.cli.explain_services import ServicesOf, doors_of
 from tortie.cli.explain_show import as_json, show
 from tortie.model.document import parse
+from tortie.model.service import EndpointSlice
 from tortie.proxy.answer import AboutNode, answer
 
 READY = ("10.244.1.10 n1", "10.244.2.10 n2")
@@ -163,6 +165,18 @@ def test_both_ip_versions_are_one_party() -> None:
     assert "[fd00:244:1::10]:8080 is the only backend" in found[1].steps[0].reason
     assert ends(told(asked, OUTSIDE, "n1", 30080)) == [NEAR, FAR]
     assert [one.version for one in told(asked, "2001:db8::9", "n1", 30080, (4, 6))] == [6]
+
+
+def test_an_address_that_cannot_be_read_costs_nobody_else() -> None:
+    headless = (
+        service().replace("clusterIP: 10.96.0.10", "clusterIP: None").replace('10.96.0.10, "fd00:96::10"', "None")
+    )
+    (one,) = parse(slices(*READY))
+    assert isinstance(one, EndpointSlice)
+    bad = replace(one, endpoints=(replace(one.endpoints[0], addresses=("10.244.1",)), one.endpoints[1]))
+    for web in (service(), headless):
+        resources = [*base(), *parse(web), bad]
+        assert ends(told(Explainer(cluster_of(resources), resources), "red/b", "svc/red/web:http")) == [FAR]
 
 
 # --- nobody there ---------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tortie.base.addr import parse_ip
+from tortie.calc.cluster import Cluster
 from tortie.calc.workloads import endpoint_of_pod
 from tortie.model.clusterpolicy import ClusterNetworkPolicy
 from tortie.model.ipam import BlockAffinity, IPAMBlock, IPAMHandle, IPPool
@@ -355,6 +356,28 @@ def test_annotations_of_a_node_that_cannot_be_read_are_told():
         "projectcalico.org/ASNumber", "projectcalico.org/IPv4Address", "projectcalico.org/labels"]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("metadata", "taints", "leaving"),
+    [
+        ({}, None, False),
+        ({}, [{"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}], False),
+        ({}, [{"key": "x"}, {"key": "ToBeDeletedByClusterAutoscaler", "value": "1", "effect": "NoSchedule"}], True),
+        ({"deletionTimestamp": "2026-01-01T00:00:00Z"}, None, True),
+        ({}, ["nonsense", {}], False),
+    ],
+)
+def test_a_node_that_is_about_to_be_deleted_is_leaving(metadata, taints, leaving):
+    document = copy.deepcopy(KUBE_NODE)
+    document["metadata"] |= metadata
+    document["spec"]["taints"] = taints
+    assert native(K8sNode, document).leaving is leaving
+    node = calico_node(document)
+    assert node.leaving is leaving
+    cluster = Cluster("node-1")
+    cluster.put(node)
+    assert cluster.state().proxy.leaving is leaving
+
+
 def test_an_update_of_a_node_patches_annotations_alone():
     node = calico_node()
     form = Nodes()
@@ -399,6 +422,28 @@ def test_what_a_newer_server_has_is_left_out():
     assert native(K8sNode, KUBE_NODE).spec.pod_cidrs == ("10.244.1.0/24",)
     with pytest.raises(Refused, match="addressType"):
         native(EndpointSlice, {"metadata": {"name": "s"}, "addressType": "IPv9"})
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        ({"endpoints": [{"addresses": [5]}]}, "endpoints[1].addresses[0]: 5 must be text: put it in quotes"),
+        ({"endpoints": [{"addresses": [None]}]}, "endpoints[1].addresses[0]: is empty, must be text"),
+        ({"endpoints": [{"addresses": "10.0.0.3"}]}, 'endpoints[1].addresses: "10.0.0.3" must be a list'),
+        ({"endpoints": ["10.0.0.3"]}, 'endpoints[1]: "10.0.0.3" must be a mapping'),
+        ({"ports": [{"port": 1, "protocol": "QUIC"}]}, 'ports[1].protocol: "QUIC" is not one of TCP, UDP, SCTP'),
+    ],
+)
+def test_what_cannot_be_read_of_a_slice_costs_no_other_endpoint(bad, why):
+    good = {"endpoints": [{"addresses": ["10.0.0.1"]}, {"addresses": ["10.0.0.2"]}], "ports": [{"port": 80}]}
+    ((field, (one,)),) = bad.items()
+    first, *others = good[field]
+    document = {"metadata": {"name": "s", "namespace": "red"}, "addressType": "IPv4"}
+    document |= good | {field: [first, one, *others]}
+    found, told = Native(EndpointSlice).read(encoded(document))
+    assert [one.addresses for one in found.endpoints] == [("10.0.0.1",), ("10.0.0.2",)]
+    assert [one.port for one in found.ports] == [80]
+    assert told == (f"{why}; {field}[1] is left out",)
 
 
 def test_rules_with_unknown_conditions_are_left_out_and_the_policy_still_isolates():

@@ -409,6 +409,8 @@ OLD = {"mode": "nftables", "evidence": ["nft table ip kube-proxy", GONE], "pid":
         (answer(on=False, kubeProxy=[OLD]), "its rules are not"),
         (answer(on=False), "nobody serves services"),
         (answer(asked="on", on=False, kubeProxy=[HERE]), "the agent's log"),
+        (answer(asked="off", on=False, servedBy="process 7 (tortie proxy)"), ""),
+        (answer(asked="on", on=False, servedBy="process 7", failures=["services: process 7"]), "services: process 7"),
         (answer(problems={"Service a/b": "has no address"}), "Service a/b: has no address"),
         (answer(failures=["nft -f -: no"]), "nft -f -: no"),
         ({"node": "n1", "error": "no agent"}, "no agent"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from proxy_world import HERE, THERE, endpoint, only, put, service, slice_, state_of, texts
 from proxy_world import inputs as world
 
@@ -207,11 +208,25 @@ def test_addresses_that_lead_nowhere_are_left_out_and_told() -> None:
     assert of(state) == ["10.0.0.1:8080"]
     (problem,) = state.problems.items()
     assert problem[0] == "EndpointSlice red/web-ipv4"
-    assert problem[1].startswith("endpoints: 127.0.0.1, 169.254.169.254, 0.0.0.0 and 1 more: ")
+    places = ", ".join(f'endpoints[{number}].addresses[0] "{ip}"' for number, ip in enumerate(bad[:3]))
+    assert problem[1].startswith(f"{places} and 1 more: no address that a service can lead to: ")
     assert "\n" not in problem[1]
     one = world(service(), slice_(*bad))
     assert of(put(one, slice_("10.0.0.1")).state()) == ["10.0.0.1:8080"]
     assert not one.state().problems
+
+
+@pytest.mark.parametrize("bad", ["10.0.0", "fd00::1", "10.0.0.1/32", "host.example", ""])
+def test_an_address_that_cannot_be_read_costs_nobody_else(bad: str) -> None:
+    """As a datastore may have it that checks nothing."""
+    good = slice_("10.0.0.1", "10.0.0.2", endpoint("10.0.0.3", HERE))
+    ends = (replace(good.endpoints[0], addresses=(bad,)), *good.endpoints[1:])
+    one = replace(good, endpoints=ends)
+    state = state_of(service(node_port=30080, type="NodePort", externalTrafficPolicy="Local"), one)
+    assert of(state) == ["10.0.0.2:8080", "10.0.0.3:8080"]
+    assert texts(only(state, "NodePort").local) == ["10.0.0.3:8080"]
+    why = "no address that a service can lead to: it must be of the slice's IP version, and not loopback"
+    assert state.problems == {"EndpointSlice red/web-ipv4": f'endpoints[0].addresses[0] "{bad}": {why}'}
 
 
 def test_here_are_the_addresses_of_backends_on_this_node() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl
 
 import pytest
@@ -104,6 +104,7 @@ def test_how_services_stand_on_the_node() -> None:
     told = answer(state(), (), ABOUT)
     assert (told["node"], told["asked"], told["on"], told["why"]) == ("n1", "auto", False, "kube-proxy runs")
     assert told["kubeProxy"] == [{"mode": "iptables", "evidence": ["chain KUBE-SERVICES"], "pid": 7, "runs": True}]
+    assert (told["servedBy"], answer(state(), (), replace(ABOUT, served_by="us"))["servedBy"]) == ("", "us")
     assert told["failures"] == ["table inet tortie-services: no such file"]
     assert told["problems"] == {
         "Service red/twin": "10.96.0.10 is another's",

@@ -13,6 +13,7 @@ from socketserver import StreamRequestHandler, ThreadingUnixStreamServer
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tortie.calc.doctor import Finding, judge_services
 from tortie.cli.doctor import _answer as doctors_answer
@@ -92,6 +93,14 @@ def test_columns_of_slices_and_of_all_agents() -> None:
     for answers, hits in (({"n1": N1, "n2": N2}, "9"), ({}, "-"), ({"n1": {**N1, "on": False}}, "-")):
         columns = Wide(behind, answers).columns()
         assert [cell(service) for cell in columns.values()] == ["1/3", hits]
+
+
+def test_an_address_that_cannot_be_read_has_no_row() -> None:
+    service, (four, six) = objects()
+    ends = (replace(four.endpoints[0], addresses=("10.244.1",)), *four.endpoints[1:])
+    lines = [*tree(service, [replace(four, endpoints=ends), six], {})]
+    assert lines[1].split()[1] == "10.244.2.10:8080"
+    assert not any("10.244.1" in line for line in lines)
 
 
 def test_a_tree_of_one_service() -> None:
@@ -216,6 +225,13 @@ def test_who_serves(on: bool, found: list[dict[str, Any]], level: str, what: str
     assert first.what.startswith(what)
     assert bool(first.todo) == (level != "ok")
     assert [one.what for one in rest] == (["served by Tortie"] if level == "warn" else [])
+
+
+@pytest.mark.parametrize(("left", "levels"), [([], ["ok"]), ([LEFT], ["warn", "ok"])])
+def test_another_program_of_ours_serves(left: list[dict[str, Any]], levels: list[str]) -> None:
+    found = judge_services(answer("n1", on=False, servedBy="process 7 (tortie proxy)", kubeProxy=left))
+    assert [one.level for one in found] == levels
+    assert found[-1].what == "served by process 7 (tortie proxy)"
 
 
 def test_problems_and_failures_are_findings() -> None:

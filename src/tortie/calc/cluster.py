@@ -460,7 +460,8 @@ class Cluster:
         self._overlay.on_node(node, name)
         self._pod_networks.on_node(node, name)
         known_as = self._kubernetes_node if name == self.node else name
-        self._proxy.set_node(known_as, node.labels if node is not None else None)
+        leaving = node is not None and node.leaving
+        self._proxy.set_node(known_as, node.labels if node is not None else None, leaving=leaving)
 
 
 def _whereabouts(endpoint: WorkloadEndpoint | None) -> tuple[str, tuple[IP, ...]]:

@@ -15,6 +15,7 @@ import typer
 
 from tortie.agent.client import ask
 from tortie.base.errors import ConfigError, TortieError
+from tortie.cli.choice import one_of
 from tortie.cli.node import ASKED_AT_ONCE, sockets
 
 app = typer.Typer(no_args_is_help=True, help="Services on nodes: ours or kube-proxy's.")
@@ -91,8 +92,7 @@ def release(
 
 
 def _check(output: str) -> None:
-    if output not in ("table", "json"):
-        raise ConfigError(f'"{output}" is not one of table, json', "--output")
+    one_of(output, ("table", "json"), "--output")
 
 
 # --- asking -------------------------------------------------------------------------------------------------------
@@ -156,9 +156,9 @@ def wrong(answer: Mapping[str, Any]) -> Iterator[str]:
         yield "kube-proxy is here, too: tortie services takeover ends it, tortie services release gives services back"
     elif theirs and not running:
         yield "kube-proxy is gone, its rules are not: tortie services takeover removes them"
-    elif not answer["on"] and not theirs:
+    elif not answer["on"] and not theirs and not answer.get("servedBy"):
         yield "nobody serves services: tortie services takeover, or --services on"
-    if answer["asked"] == "on" and not answer["on"]:
+    if answer["asked"] == "on" and not answer["on"] and not answer.get("servedBy"):
         yield "on is asked for, and they are off: the agent's log tells why"
     yield from (f"{what}: {why}" for what, why in sorted(answer["problems"].items()))
     yield from answer["failures"]

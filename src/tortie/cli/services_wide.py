@@ -18,8 +18,9 @@ from typing import Any
 from urllib.parse import urlencode
 
 from tortie.agent.client import ask
-from tortie.base.addr import IP, parse_ip
+from tortie.base.addr import IP
 from tortie.base.errors import TortieError
+from tortie.calc.proxy.backends import address_of
 from tortie.calc.proxy.inputs import ProxyInputs
 from tortie.calc.proxy.state import Backend, Entrance
 from tortie.cli.columns import Columns
@@ -172,8 +173,9 @@ def _rows(
     for one in slices:
         ports = [p.port for p in one.ports if p.name == entrance.port_name and p.port]
         for endpoint in one.endpoints if one.address_type == f"IPv{version}" else ():
-            for port in ports if endpoint.addresses else ():
-                found.setdefault((parse_ip(endpoint.addresses[0]), port), endpoint)
+            if (ip := address_of(endpoint)) is not None:
+                for port in ports:
+                    found.setdefault((ip, port), endpoint)
     for ip, port in sorted(found, key=lambda place: (int(place[0]), place[1])):
         address, endpoint = str(Backend(ip, port)), found[ip, port]
         nodes = used.get((str(entrance.frontend).lower(), version, address), Counter())

@@ -23,13 +23,15 @@ class Tabled(Protocol):
     def changed(self, change: Change | Overrun) -> None: ...
 
 
-async def repair_table(monitor: Monitor, stage: Tabled, again: Callable[[], None]) -> None:
-    """Forever. `monitor` is the stage's; `again` has its worker look."""
+async def repair_table(
+    monitor: Monitor, stage: Tabled, again: Callable[[], None], ours: Callable[[], bool] = lambda: True
+) -> None:
+    """Forever. `monitor` is the stage's; `again` has its worker look. A table that is not `ours` is let alone."""
     complain = Seldom(log)
     with monitor:
         while True:
             await _readable(monitor.fileno())
-            if found := monitor.read():
+            if (found := monitor.read()) and ours():
                 for change in found:
                     if isinstance(change, Change):
                         complain.warning(f"{change.program or 'somebody'} changed table {monitor.table}: repairing it")

@@ -1,7 +1,8 @@
 """The flows that connection tracking knows: listing those of some addresses, and deleting.
 
 A table may have hundreds of thousands of entries, of which a question concerns few. They are read as the kernel sends
-them, 32 KiB at a time, and one that concerns nobody is passed over after a look at its four addresses.
+them, 32 KiB at a time, and one that concerns nobody is passed over after a look at its four addresses; of those that
+differ in nothing but who opened them, one is read.
 Source of the layouts: linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h; of their order, which only speed depends
 on, ctnetlink_fill_info (net/netfilter/nf_conntrack_netlink.c).
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any
@@ -38,7 +39,7 @@ from tortie.kernel.netlink.tables import AF_INET, AF_INET6, AF_UNSPEC
 NETLINK_NETFILTER = 12  # linux/netlink.h
 _CTNETLINK = 1 << 8  # NFNL_SUBSYS_CTNETLINK (linux/netfilter/nfnetlink.h)
 CT_NEW, CT_GET, CT_DELETE = _CTNETLINK, _CTNETLINK | 1, _CTNETLINK | 2  # IPCTNL_MSG_CT_*
-IPS_EXPECTED, IPS_SEEN_REPLY = 1, 2  # linux/netfilter/nf_conntrack_common.h
+IPS_EXPECTED, IPS_SEEN_REPLY, IPS_DST_NAT = 1, 1 << 1, 1 << 5  # linux/netfilter/nf_conntrack_common.h
 
 _ADDRESSES = Table(
     "linux/netfilter/nfnetlink_conntrack.h CTA_IP_*",
@@ -74,6 +75,7 @@ ENTRY = Record(
             12: ("id", BE32),
             18: ("zone", BE16),
             25: ("filter", _FILTER),
+            26: ("status_mask", BE32),
         },
     ),
 )
@@ -84,6 +86,29 @@ _WIDTH = {AF_INET: 4, AF_INET6: 16}
 # A whole tuple: source, destination, protocol and ports, with the headers before each of them passed over.
 _LAYOUTS = {AF_INET: struct.Struct(">12x4s4x4s8xB7xH6xH2x"), AF_INET6: struct.Struct(">12x16s4x16s8xB7xH6xH2x")}
 _FLAT = (3, 12, 18)  # CTA_STATUS, CTA_ID, CTA_ZONE
+# Both tuples and the status behind them: the headers of all three, to whom the flow was opened, who replies.
+_ENDS_LAYOUTS = {
+    family: struct.Struct(
+        f">4x4s8x{width}x4x{width}s8xB7x2x6xH2x"  # nfgenmsg, CTA_TUPLE_ORIG
+        f"4s8x{width}s4x{width}x8xx7xH6x2x2x"  # CTA_TUPLE_REPLY
+        "4sI"  # CTA_STATUS
+    )
+    for family, width in _WIDTH.items()
+}
+_ENDS_HEADERS = {
+    family: (
+        _HEADER.pack(_LAYOUTS[family].size, _ORIG | _NESTED),
+        _HEADER.pack(_LAYOUTS[family].size, _REPLY | _NESTED),
+        _HEADER.pack(8, 3),
+    )
+    for family in _WIDTH
+}
+
+MOST_KINDS = 1 << 14
+"""How many answers of a judge are remembered while one listing lasts."""
+
+Ends = tuple[bytes, int, int, bytes, int, int]
+"""To whom a flow was opened (address, protocol, port), who replies (address, port), and IPS_SEEN_REPLY or 0."""
 
 
 class Conntrack(Netlink):
@@ -95,21 +120,40 @@ class Conntrack(Netlink):
     def __enter__(self) -> Conntrack:
         return self
 
-    def flows(self, ips: Collection[IP] | None = None, protocol: int = 0) -> Iterator[Flow]:
+    def flows(
+        self,
+        ips: Collection[IP] | None = None,
+        protocol: int = 0,
+        judge: Callable[[Flow], bool] | None = None,
+        *,
+        unanswered: bool = False,
+    ) -> Iterator[Flow]:
         """Every flow that has one of the addresses at any of its ends; all flows with None.
 
         They come while the kernel lists: one that begins or ends meanwhile may be among them or not. `protocol`: others
-        need not come, and with a kernel from 5.8 on do not. Raises NotSupported on a kernel that does not tell.
+        need not come, and with a kernel from 5.8 on do not. `unanswered`: the same of those that were answered or sent
+        elsewhere, from 5.15 on. `judge` says which ones come; it is asked once for all that were opened to one place
+        and are answered from one, and must not care who opened them. With it the addresses are of these two.
+        Raises NotSupported on a kernel that does not tell.
         """
         wanted = None if ips is None else {ip.packed for ip in ips}
-        if not protocol:
-            yield from self._flows(wanted, ENTRY.pack({"nfgen_family": AF_UNSPEC}))
-            return
-        for family in _WIDTH:  # the kernel takes no tuple without
-            asked = {"nfgen_family": family, "orig": {"proto": {"num": protocol}}, "filter": _ONLY_PROTOCOL}
-            yield from self._flows(wanted, ENTRY.pack(asked))
+        payloads = self._listed(protocol, wanted, unanswered)
+        if judge is None:
+            yield from (decode(one) for one in payloads if wanted is None or _concerns(one, wanted))
+        else:
+            yield from _judged(payloads, wanted, judge)
 
-    def _flows(self, wanted: set[bytes] | None, asked: bytes) -> Iterator[Flow]:
+    def _listed(self, protocol: int, wanted: set[bytes] | None, unanswered: bool) -> Iterator[bytes]:
+        asked: dict[str, Any] = {"status": 0, "status_mask": IPS_SEEN_REPLY | IPS_DST_NAT} if unanswered else {}
+        if not protocol:
+            yield from self._dumped(ENTRY.pack({"nfgen_family": AF_UNSPEC, **asked}))
+            return
+        asked |= {"orig": {"proto": {"num": protocol}}, "filter": _ONLY_PROTOCOL}
+        for family, width in _WIDTH.items():  # the kernel takes no tuple without
+            if wanted is None or any(len(ip) == width for ip in wanted):
+                yield from self._dumped(ENTRY.pack({"nfgen_family": family, **asked}))
+
+    def _dumped(self, asked: bytes) -> Iterator[bytes]:
         doing = "conntrack -L"
         sequence = self._send(CT_GET, NLM_F_REQUEST | NLM_F_DUMP, asked, doing)
         while True:
@@ -119,8 +163,7 @@ class Conntrack(Netlink):
                 if message.type in (NLMSG_DONE, NLMSG_ERROR):
                     _check(*outcome(message), doing)
                     return
-                if wanted is None or _concerns(message.payload, wanted):
-                    yield decode(message.payload)
+                yield message.payload
 
     def delete(self, flows: Iterable[Flow]) -> list[tuple[Flow, KernelError]]:
         """Delete these flows; those that could not be. One that is gone, or is another by now, is deleted."""
@@ -134,6 +177,40 @@ def _check(code: int, words: str, doing: str) -> None:
         raise NotSupported("this kernel does not tell which connections it tracks: it lacks nf_conntrack_netlink")
     if code:
         raise KernelError(code, doing, words)
+
+
+def _judged(payloads: Iterable[bytes], wanted: set[bytes] | None, judge: Callable[[Flow], bool]) -> Iterator[Flow]:
+    known: dict[Ends, bool] = {}
+    for payload in payloads:
+        ends = _ends(payload)
+        if ends is None:
+            flow = decode(payload) if wanted is None or _concerns(payload, wanted) else None
+            if flow is not None and judge(flow):
+                yield flow
+            continue
+        if wanted is not None and ends[0] not in wanted and ends[3] not in wanted:
+            continue
+        verdict = known.get(ends)
+        if verdict is False:
+            continue
+        flow = decode(payload)
+        if verdict is None:
+            verdict = judge(flow)
+            if len(known) < MOST_KINDS:
+                known[ends] = verdict
+        if verdict:
+            yield flow
+
+
+def _ends(payload: bytes) -> Ends | None:
+    """None for what is not laid out as usual, as what has no ports or is in a zone."""
+    layout = _ENDS_LAYOUTS.get(payload[0])
+    if layout is None or len(payload) < layout.size:
+        return None
+    orig, ip, protocol, port, reply, replier, reply_port, head, status = layout.unpack_from(payload)
+    if (orig, reply, head) != _ENDS_HEADERS[payload[0]]:
+        return None
+    return ip, protocol, port, replier, reply_port, status & IPS_SEEN_REPLY
 
 
 def _concerns(payload: bytes, wanted: set[bytes]) -> bool:

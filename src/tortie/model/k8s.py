@@ -299,6 +299,10 @@ class Pod(Resource, frozen=True, kw_only=True):
         return self.status.phase == "Running" and bool(self.status.pod_ip or self.status.pod_ips)
 
 
+TO_BE_DELETED = "ToBeDeletedByClusterAutoscaler"
+"""The taint of a node that the cluster's autoscaler is about to delete."""
+
+
 class K8sNodeSpec(Value, frozen=True, kw_only=True):
     pod_cidr: str = field(name="podCIDR", default="")
     pod_cidrs: tuple[str, ...] = field(name="podCIDRs", default=())
@@ -313,6 +317,13 @@ class K8sNode(Resource, frozen=True, kw_only=True):
     KIND: ClassVar[Kind] = Kind(api_version="v1", kind="Node", plural="nodes", aliases=("k8snode", "nodes.v1"))
     spec: K8sNodeSpec = K8sNodeSpec()
     status: Any = None
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it is being deleted, or about to be."""
+        taints = self.spec.taints if isinstance(self.spec.taints, list) else []
+        doomed = any(isinstance(taint, dict) and taint.get("key") == TO_BE_DELETED for taint in taints)
+        return doomed or self.metadata.deletion_timestamp is not None
 
 
 class IPBlock(Value, frozen=True, kw_only=True):

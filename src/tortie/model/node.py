@@ -96,6 +96,11 @@ class Node(Resource, frozen=True, kw_only=True):
     spec: NodeSpec = NodeSpec()
     status: Any = None
 
+    @property
+    def leaving(self) -> bool:
+        """Whether Kubernetes deletes the machine, or is about to: known where Kubernetes is the datastore."""
+        return isinstance(self.status, dict) and self.status.get("leaving") is True
+
 
 class ClusterInformationSpec(Value, frozen=True, kw_only=True):
     cluster_guid: str = field(name="clusterGUID", default="")

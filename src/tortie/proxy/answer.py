@@ -38,7 +38,8 @@ class FoundKubeProxy(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AboutNode:
-    """How services stand on a node. `asked` is the mode that a person chose, `on` what came of it and `why`.
+    """How services stand on a node. `asked` is the mode that a person chose, `on` what came of it and `why`;
+    `served_by` is another program of ours that serves here.
 
     `failures` is what the kernel refused, `problems` what else cannot be carried out, by what it is about; `layer2` has
     the addresses of load balancers with the node that answers for each, and the interface where that is this one.
@@ -48,6 +49,7 @@ class AboutNode:
     asked: str
     on: bool
     why: str = ""
+    served_by: str = ""
     kube_proxy: Sequence[FoundKubeProxy] = ()
     failures: Sequence[str] = ()
     problems: Mapping[str, str] = field(default_factory=dict)
@@ -89,6 +91,7 @@ def _about(state: ProxyState, about: AboutNode) -> dict[str, Any]:
         "asked": about.asked,
         "on": about.on,
         "why": about.why,
+        "servedBy": about.served_by,
         "kubeProxy": [
             {"mode": one.mode, "evidence": list(one.evidence), "pid": one.pid, "runs": one.runs}
             for one in about.kube_proxy

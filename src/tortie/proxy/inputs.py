@@ -71,7 +71,7 @@ class Heard:
                 workloads = "Workload" in spec.uses
                 self._inputs.set_pool(resource.title, spec.net, workloads=workloads, layer2=asks_layer2(resource))
             case K8sNode(spec=node):
-                self._inputs.set_node(resource.name, resource.labels)
+                self._inputs.set_node(resource.name, resource.labels, leaving=resource.leaving)
                 self._set_pod_cidrs(resource.name, node.pod_cidrs or ((node.pod_cidr,) if node.pod_cidr else ()))
 
     def _set_pod_cidrs(self, node: str, nets: tuple[str, ...]) -> None:

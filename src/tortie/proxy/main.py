@@ -18,16 +18,19 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from tortie.base.errors import KernelError, Unavailable, one_of
+from tortie.base.errors import ConfigError, KernelError, Unavailable, one_of
 from tortie.base.logs import Seldom, to_stderr
 from tortie.kernel import nft, sysctl
-from tortie.kernel.occupied import occupied
+from tortie.kernel.netns_lock import NetnsLock
+from tortie.kernel.occupied import LINGER, occupied
+from tortie.kernel.scraped import metrics_application
 from tortie.kernel.serving import serving
 from tortie.model.store import Store
 from tortie.proxy.config import ProxyConfig
 from tortie.proxy.inputs import KINDS, OPTIONAL, Heard
+from tortie.proxy.proxy import LOCK as SERVICES
 from tortie.proxy.proxy import Proxy
-from tortie.proxy.server import application, metrics_application
+from tortie.proxy.server import application
 from tortie.store import open_store
 from tortie.store.cluster import api_of
 from tortie.store.mirror import Mirror
@@ -54,7 +57,7 @@ class Orders:
     metrics_port: int = 0
 
 
-async def run(orders: Orders, environment: Mapping[str, str]) -> None:
+async def run(orders: Orders, environment: Mapping[str, str], lock: NetnsLock) -> None:
     """Until cancelled. Raises TortieError when it cannot start or go on."""
     nft.available()
     sysctl.write("net/ipv4/ip_forward", 1)
@@ -73,6 +76,7 @@ async def run(orders: Orders, environment: Mapping[str, str]) -> None:
         datastore=where,
         api=api_of(store),
         registry=registry,
+        lock=lock,
     )
     heard = Heard(node, proxy.see)
     mirror = Mirror(store, heard, *KINDS, optional=OPTIONAL)
@@ -128,9 +132,24 @@ async def _opened(datastore: str) -> Store:
             await asyncio.sleep(RETRY)
 
 
+async def _alone() -> NetnsLock:
+    """The lock of who serves in this network namespace. Raises ConfigError naming who has it."""
+    lock = NetnsLock(SERVICES)
+    deadline = asyncio.get_running_loop().time() + LINGER
+    while (holder := lock.take()) is not None:
+        if asyncio.get_running_loop().time() > deadline:
+            raise ConfigError(
+                f"services are served on this node already, by {holder}, and two would undo each other's rules: "
+                "stop that one, or have it serve none (--services off), before this one starts"
+            )
+        await asyncio.sleep(LINGER / 20)
+    return lock
+
+
 async def _until_signal(orders: Orders, environment: Mapping[str, str]) -> None:
     with occupied(orders.run_dir, LOCK, "a proxy"):
-        work = asyncio.create_task(run(orders, environment), name="tortie proxy")
+        lock = await _alone()
+        work = asyncio.create_task(run(orders, environment, lock), name="tortie proxy")
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, work.cancel)
         with suppress(asyncio.CancelledError):

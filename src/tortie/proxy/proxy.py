@@ -5,7 +5,8 @@
     kube-proxy? what was asked for? ┘   └─► layer 2
 
 The worker is one of its own: no pod waits for ten thousand services. Closed or killed, everything that is in the kernel
-stays, and connections go on.
+stays, and connections go on. One program serves in a network namespace, which is who has the lock `LOCK`; another one
+waits until that has ended.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from tortie.base.errors import TortieError, Unavailable
+from tortie.base.errors import KernelError, TortieError, Unavailable
 from tortie.base.logs import Seldom
 from tortie.calc.proxy.state import ProxyState
 from tortie.dataplane.converge import Failure
@@ -29,6 +30,7 @@ from tortie.dataplane.service_hits import Hit, hits
 from tortie.dataplane.stages.services import Services
 from tortie.dataplane.stages.stale_flows import StaleFlows
 from tortie.dataplane.worker import RESYNC, Broken, Worker
+from tortie.kernel.netns_lock import Holder, NetnsLock
 from tortie.model.store import Store
 from tortie.proxy import kube_proxy, takeover
 from tortie.proxy.answer import AboutNode, answer, wants_hits
@@ -44,6 +46,9 @@ log = logging.getLogger(__name__)
 
 LOOK = 15.0
 """Seconds between two looks for a kube-proxy."""
+LOCK = "tortie/services"
+TURN = 1.0
+"""Seconds between two looks whether whoever has the lock has ended."""
 NOBODY = (
     "nothing says where pods have their addresses, so everybody is masqueraded, and policy sees nodes: "
     f"set {CLUSTER_CIDR}, or --cluster-cidr of tortie proxy"
@@ -69,6 +74,7 @@ class Proxy:
         api: Asks | None = None,
         registry: CollectorRegistry | None = None,
         resync: float = RESYNC,
+        lock: NetnsLock | None = None,
     ) -> None:
         self.node = node
         self.metrics = Metrics(registry or CollectorRegistry())
@@ -77,19 +83,24 @@ class Proxy:
         self._config = config
         self._datastore = datastore
         self._choice = Choice(directory, config.asked)
-        self._stage = Services()
+        self._lock = lock or NetnsLock(LOCK)
+        self._stage = Services(lock=self._lock)
         self._worker: Worker[ProxyState | None] = Worker(
             "services", (self._stage, StaleFlows()), self._applied, broken, resync
         )
-        self._health = HealthChecks(Pulse(lambda: not self._failures), healthz_port=config.healthz_port)
+        pulse = Pulse(lambda: not self._failures, lambda: self._state is None or not self._state.leaving)
+        self._health = HealthChecks(pulse, healthz_port=config.healthz_port)
         self._layer2 = Layer2(node, store)
         self._daemon_set = DaemonSet(api) if api is not None else None
         self._seen: ProxyState | None = None
         """As it came; `_state` is the same with what is configured here."""
         self._state: ProxyState | None = None
+        self._told: Mapping[str, str] = {}
         self._standing: Standing | None = None
         self._unsure = "not looked yet"
         """Why there is no standing, while there is none."""
+        self._holder: Holder | None = None
+        """Who else serves here, so that we do not."""
         self._found: tuple[KubeProxy, ...] = ()
         self._failures: tuple[str, ...] = ()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -119,26 +130,36 @@ class Proxy:
         monitor = self._stage.monitor()
         self._worker.start()
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(repair_table(monitor, self._stage, self._worker.again), name="repair services")
+            repair = repair_table(monitor, self._stage, self._worker.again, lambda: self.serves)
+            tasks.create_task(repair, name="repair services")
             tasks.create_task(self._health.run(), name="health checks")
             tasks.create_task(self._layer2.run(), name="layer 2")
             tasks.create_task(self._keep_looking(), name="look for kube-proxy")
+            tasks.create_task(self._take_turns(), name="one proxy at a time")
 
     async def close(self) -> None:
         """Waits for the pass under way. The kernel stays as it is."""
         await asyncio.to_thread(self._worker.close)
+        self._lock.release()
 
     # --- who serves ---------------------------------------------------------------------------------------------------
 
     @property
     def serves(self) -> bool:
-        return self._standing is not None and self._standing.on
+        return self._standing is not None and self._standing.on and self._holder is None
 
     async def _keep_looking(self) -> None:
         while True:
             await asyncio.sleep(LOOK)
             async with self._changing:
                 await self._look()
+
+    async def _take_turns(self) -> None:
+        while True:
+            await asyncio.sleep(TURN)
+            self._lock.turn_away()
+            if self._holder is not None:
+                self._worker.again()
 
     async def _look(self) -> None:
         try:
@@ -154,31 +175,61 @@ class Proxy:
         before = self._standing
         self._standing = kube_proxy.decide(self._choice.asked, self._found, before, looked=looked)
         if before is None or before.on != self._standing.on:
-            log.info("services are %s: %s", "served" if self._standing.on else "not served", self._standing.why)
+            self._holder = None
+            with contextlib.suppress(KernelError):  # the worker comes upon it, too, and tells it
+                self._holder = self._lock.take() if self._standing.on else None
+            log.info("services are %s: %s", "served" if self.serves else "not served", self._why())
             self._submit()
+
+    def _why(self) -> str:
+        if self._standing is None:
+            return self._unsure
+        if self._standing.on and self._holder is not None:
+            return f"{self._holder} serves them"
+        return self._standing.why
 
     def _submit(self) -> None:
         if self._state is None or self._standing is None:
             return
-        on = self._standing.on
-        self._worker.submit(self._state if on else None)
-        self._health.update(self._state if on else None)
-        self._layer2.see(self._state, on and not self._state.excluded)
+        self._worker.submit(self._state if self._standing.on else None)
+        self._announce(self._state)
+        if self._standing.on:
+            self._tell(self._state.problems)
+
+    def _tell(self, problems: Mapping[str, str]) -> None:
+        """Say once what is not served as it is asked for."""
+        for title, why in problems.items():
+            if self._told.get(title) != why:
+                log.warning("%s: %s", title, why)
+        self._told = problems
+
+    def _announce(self, state: ProxyState) -> None:
+        """To who asks from outside."""
+        self._health.update(state if self.serves else None)
+        self._layer2.see(state, self.serves and not state.excluded)
 
     def _applied(self, state: ProxyState | None, failures: Sequence[Failure], seconds: float) -> None:
         """In the worker's thread."""
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):  # the loop is closed: we are stopping
-            self._loop.call_soon_threadsafe(self._done, state, tuple(map(str, failures)), seconds)
+            texts, holder = tuple(map(str, failures)), self._stage.holder
+            self._loop.call_soon_threadsafe(self._done, state, texts, seconds, holder)
 
-    def _done(self, state: ProxyState | None, failures: tuple[str, ...], seconds: float) -> None:
+    def _done(self, state: ProxyState | None, failures: tuple[str, ...], seconds: float, holder: Holder | None) -> None:
         self._failures = failures
+        self._see_holder(holder if state is not None else None)
         self.metrics.services.set(len(state.services) if state is not None else 0)
         self.metrics.seconds.observe(seconds)
         self.metrics.failures.set(len(failures))
         if not failures:
             self.metrics.when.set_to_current_time()
             self._in_kernel = state is not None
+
+    def _see_holder(self, holder: Holder | None) -> None:
+        before, self._holder = self._holder, holder
+        if (before is None) != (holder is None) and self._state is not None:
+            log.info("services are %s: %s", "served" if self.serves else "not served", self._why())
+            self._announce(self._state)
 
     # --- asked by people ----------------------------------------------------------------------------------------------
 
@@ -188,11 +239,14 @@ class Proxy:
 
     async def serve(self, asked: Asked) -> None:
         """Implements `takeover.Hands`. Raises ConfigError, Unavailable."""
+        if asked == "on" and (holder := await asyncio.to_thread(self._lock.holder)) is not None:
+            raise Unavailable(f"services are served here by {holder}: stop that one first")
         await asyncio.to_thread(self._choice.note, asked)
         self._decide(looked=False)
         self._worker.again()
         deadline = asyncio.get_running_loop().time() + PATIENCE
-        while self._in_kernel is not self.serves or self._failures:  # not: has the newest state, which changes on
+        wanted = asked == "on"
+        while self._in_kernel is not wanted or self._failures:  # not: has the newest state, which changes on
             if asyncio.get_running_loop().time() > deadline:
                 why = "; ".join(self._failures) or "the datastore has not been read yet"
                 raise Unavailable(f"the kernel does not have what was asked for after {PATIENCE:g} s: {why}")
@@ -216,10 +270,10 @@ class Proxy:
         if self.serves and wants_hits(query):
             counted = await asyncio.to_thread(hits)
         state = self._state or ProxyState(node=self.node)
-        return await asyncio.to_thread(answer, state, counted, self._about(), query)
+        other = self._holder or (None if self.serves else await asyncio.to_thread(self._lock.holder))
+        return await asyncio.to_thread(answer, state, counted, self._about(other), query)
 
-    def _about(self) -> AboutNode:
-        standing = self._standing
+    def _about(self, other: Holder | None) -> AboutNode:
         told = [*self.also(), *self._health.failures.values(), *self._layer2.problems]
         if self.serves and self._state is not None and self._state.services and not self._state.pods:
             told.append(NOBODY)
@@ -229,7 +283,8 @@ class Proxy:
             datastore=self._datastore,
             asked=self._choice.asked,
             on=self.serves,
-            why=standing.why if standing is not None else self._unsure,
+            why=self._why(),
+            served_by="" if other is None else str(other),
             kube_proxy=self._found,
             failures=self._failures,
             problems={f"node {self.node} ({number})": text for number, text in enumerate(told, 1)},

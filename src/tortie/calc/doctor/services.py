@@ -31,7 +31,7 @@ def _who(answer: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("ok", CHECK, "served by Tortie")
     elif answer.get("servedBy"):
         yield Finding("ok", CHECK, f"served by {answer['servedBy']}")
-    if left and not running and not answer["on"]:
+    if left and not running and not answer["on"] and not answer.get("servedBy"):
         text = f"only rules that a kube-proxy has left serve them, and follow no change: {_evidence(left)}"
         yield Finding("bad", CHECK, text, todo=TAKE_OVER)
     elif left:

@@ -50,7 +50,7 @@ class Offer:
     ports: Mapping[PortKey, Candidates]
     hinted: bool = False
     refused: tuple[str, ...] = ()
-    """Addresses at which nobody can be."""
+    """Addresses at which nobody can be, with their places in the slice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +80,22 @@ def offer(one: EndpointSlice, node: str) -> Offer | None:
 
 def _spots(endpoints: Iterable[Endpoint], version: int, refused: list[str]) -> Iterator[tuple[IP, Endpoint]]:
     """The first address of each counts, as Kubernetes says."""
-    for endpoint in endpoints:
+    for number, endpoint in enumerate(endpoints):
         if not endpoint.addresses:
             continue
-        try:
-            ip = parse_ip(endpoint.addresses[0])
-        except ConfigError:
-            ip = None
+        ip = address_of(endpoint)
         if ip is None or ip.version != version or unreachable(ip):
-            refused.append(endpoint.addresses[0])
+            refused.append(f'endpoints[{number}].addresses[0] "{endpoint.addresses[0]}"')
         else:
             yield ip, endpoint
+
+
+def address_of(endpoint: Endpoint) -> IP | None:
+    """None where there is none, or none that can be read."""
+    try:
+        return parse_ip(endpoint.addresses[0]) if endpoint.addresses else None
+    except ConfigError:
+        return None
 
 
 def _at(spots: Iterable[tuple[IP, Endpoint]], port: int) -> Iterator[Candidate]:

@@ -2,7 +2,7 @@
 
     Service ───────► asked ──┬─► claims: who has a frontend ─┐
     EndpointSlice ─► offers ─┴───────────────────────────────┴─► serve ─► Served
-    Node ──────────► the zone of this node; which ones load balancers leave out
+    Node ──────────► the zone of this node, whether it is leaving; which ones load balancers leave out
     IPPool ────────► where pods are; which addresses are answered for by ARP and neighbour discovery
 
 A change costs what the services have that it is about. Nothing here fails: what cannot be served as it is asked for is
@@ -59,6 +59,7 @@ class ProxyInputs:
         self._node = node
         self._cidrs = tuple(collapse(cluster_cidrs))
         self._zone = ""
+        self._leaving = False
         self._asked: dict[ServiceKey, Asked] = {}
         self._balanced: set[ServiceKey] = set()
         """Those that have addresses of load balancers."""
@@ -113,17 +114,23 @@ class ProxyInputs:
             self._stale.add(new.service)
         self._note(title(EndpointSlice.KIND, name, namespace), _refused(new) if new is not None else "")
 
-    def set_node(self, name: str, labels: Mapping[str, str] | None) -> None:
-        """Its labels are these, or (None) it is gone. Any node: some are left out by load balancers."""
+    def set_node(self, name: str, labels: Mapping[str, str] | None, *, leaving: bool = False) -> None:
+        """Its labels are these, or (None) it is gone. Any node: some are left out by load balancers. `leaving`: it is
+        being deleted, or about to be; once it is gone, that stays so."""
         excluded = self._excluded - {name} if labels is None or EXCLUDE not in labels else self._excluded | {name}
         if excluded != self._excluded:
             self._excluded = excluded
             self._changed.add("excluded")
             self._stale |= self._answering_of.keys()
+        if name != self._node:
+            return
         zone = (labels or {}).get(ZONE, "")
-        if name == self._node and zone != self._zone:
+        if zone != self._zone:
             self._zone = zone
             self._stale.update(one.service for one in self._offers.values() if one.hinted)
+        if labels is not None and leaving != self._leaving:
+            self._leaving = leaving
+            self._changed.add("leaving")
 
     def set_pool(self, name: str, net: Net | None, *, workloads: bool = True, layer2: bool = False) -> None:
         """A pool is like this, or (None) gone. `layer2`: load balancers' addresses of it are answered for by ARP and
@@ -149,6 +156,7 @@ class ProxyInputs:
             "here": lambda: frozenset(self._here),
             "layer2": self._layer2,
             "excluded": lambda: self._node in self._excluded,
+            "leaving": lambda: self._leaving,
             "problems": self._problems.copy,
         }
         made: dict[str, Any] = {field: makers[field]() for field in self._changed}
@@ -248,6 +256,4 @@ def _refused(one: Offer) -> str:
     if not one.refused:
         return ""
     shown = ", ".join(one.refused[:3]) + (f" and {len(one.refused) - 3} more" if len(one.refused) > 3 else "")
-    return (
-        f"endpoints: {shown}: no address that a service can lead to; it must be of the slice's IP version, not loopback"
-    )
+    return f"{shown}: no address that a service can lead to: it must be of the slice's IP version, and not loopback"

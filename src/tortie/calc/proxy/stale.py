@@ -16,7 +16,7 @@ where nobody is: each attempt is one more packet of a flow that is not translate
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 
 from tortie.base.addr import IP
@@ -32,21 +32,24 @@ Ends = frozenset[tuple[IP, int]]
 """Addresses and ports of backends."""
 
 
-def stale(flows: Iterable[Flow], state: ProxyState, own: frozenset[IP]) -> Iterator[Flow]:
-    """Those to be deleted. `own`: the addresses of this node, at which NodePorts are answered."""
+def judge(state: ProxyState, own: frozenset[IP]) -> Callable[[Flow], bool]:
+    """Says whether a flow is to be deleted. Who opened it does not matter. `own`: the addresses of this node, at which
+    NodePorts are answered."""
     there = {one.frontend: one for served in state.services.values() for one in _judged(served)}
     ends: dict[Frontend, Ends] = {}
-    for flow in flows:
+
+    def stale(flow: Flow) -> bool:
         if (frontend := _asked(flow.opened, there, state, own)) is None:
-            continue
+            return False
         if frontend not in ends:
             ends[frontend] = _ends(there[frontend])
         replies = flow.reply.source, flow.reply.source_port
         untranslated = replies == (flow.opened.destination, flow.opened.destination_port)
         if flow.opened.protocol == TCP and (flow.answered or not untranslated):
-            continue
-        if replies not in ends[frontend] and (ends[frontend] or not untranslated):
-            yield flow
+            return False
+        return replies not in ends[frontend] and bool(ends[frontend] or not untranslated)
+
+    return stale
 
 
 def destinations(state: ProxyState, own: frozenset[IP]) -> frozenset[IP]:

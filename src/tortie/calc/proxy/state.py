@@ -111,5 +111,7 @@ class ProxyState:
     any that serves."""
     excluded: bool = False
     """This node is no load balancer's target, by its label: it answers for no address of one."""
+    leaving: bool = False
+    """This node is being deleted, or about to be: load balancers should send it nobody new."""
     problems: Mapping[str, str] = field(default_factory=dict)
     """What cannot be served as it is asked for, by the object's title."""

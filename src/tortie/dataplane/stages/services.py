@@ -1,9 +1,12 @@
 """Services: connections to their addresses and ports are translated to backends, by the table `inet tortie-services`.
 
 Ours: everything in that table, nothing outside it.
-Order: after policy, or a backend could be reached that policy forbids. No guard: pods without services still have
-policy and routes.
+Order: after policy, or a backend could be reached that policy forbids; before stale flows, and their guard: a flow that
+is deleted must not begin anew by the rules of before.
 Source: `render.proxy`; `nft -f -`. None in place of a state: services are somebody else's, and the table goes.
+
+There is one table in a network namespace, and one program that writes it: who has the `lock`. It is taken at each pass
+and given up once the table has gone; whoever writes the table then, nothing of it is looked at or taken away.
 
 What the kernel has is known from what was applied last. Where there is nothing, the services come a portion at a time,
 and the first are served early. Where an earlier life has left something, or somebody has meddled, the table is filled
@@ -17,23 +20,19 @@ filled anew. Where nobody tells, the table is compared with what it should be.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
 
-from tortie.base.errors import KernelError
+from tortie.base.errors import Unavailable
 from tortie.calc.proxy.state import ProxyState
 from tortie.dataplane.converge import Work
+from tortie.dataplane.table_stage import TableStage
 from tortie.kernel import nft
-from tortie.kernel.events import Overrun
-from tortie.kernel.nft_events import Change, Monitor
+from tortie.kernel.netns_lock import Holder, NetnsLock
+from tortie.kernel.nft_events import Change
 from tortie.render.proxy.chains import MAPS, OF_PACKETS, PRIORITY, TABLE
 from tortie.render.proxy.table import Table, anew, changes, load, refill, removal, tabled
 from tortie.render.ruleset import Remains
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,24 +51,27 @@ class Scripts:
         return "".join(self.texts)
 
 
-class Services:
+class Services(TableStage):
     name = "services"
-    guard = False
+    guard = True
 
-    def __init__(self, netns: str | None = None, *, priority: int = PRIORITY) -> None:
-        self._netns = netns
+    def __init__(self, netns: str | None = None, *, priority: int = PRIORITY, lock: NetnsLock | None = None) -> None:
+        super().__init__(TABLE, netns)
         self._priority = priority
-        self._session = nft.Session(netns)
+        self._lock = lock
+        self.holder: Holder | None = None
+        """Who else had the lock at the last pass."""
+        self._left = False
+        """Whether the table, if there is one, is no concern of ours, until there is a state again."""
         self._have: Table | None = None
         self._known = False
         """Whether the kernel has exactly that, or no table if that is None."""
-        self._doubt = False
-        self._told = False
-        self._changes: SimpleQueue[Change | Overrun] = SimpleQueue()
 
     def plan(self, state: ProxyState | None) -> Scripts:
-        told = list(self._take_changes())
-        doubt, self._doubt = self._doubt or Overrun() in told, False
+        told = self._take_changes()
+        if not self._may_write(serving=state is not None):
+            return Scripts((), None)
+        doubt = self._doubted(told)
         touched = [change for change in told if isinstance(change, Change)]
         if any(change.whole for change in touched):
             self._known = False
@@ -78,7 +80,7 @@ class Services:
             self._known = False
             self._known = intact(self._have, self._netns)
             if not self._known:
-                log.warning("table %s is not as it was left: somebody changed it; writing it anew", TABLE)
+                self._complain()
         if state is None:
             return self._remove()
         if not self._known or self._have is None:
@@ -93,11 +95,32 @@ class Services:
             self._have = want
         return Scripts(texts, want)
 
+    def _may_write(self, *, serving: bool) -> bool:
+        """Raises Unavailable where there is something to serve, and somebody else does."""
+        if self._lock is None:
+            return True
+        if self._left and not serving:
+            return False
+        self.holder = self._lock.take()
+        self._left = not serving and self.holder is not None
+        if self.holder is None:
+            return True
+        self._known = False
+        if serving:
+            raise Unavailable(f"{self.holder} writes table {TABLE}: stop that one, or serve none here (--services off)")
+        return False
+
     def _remove(self) -> Scripts:
         gone = self._have is None if self._known else remains(self._netns) == Remains()
         if gone:
-            self._have, self._known = None, True
+            self._removed()
         return Scripts(() if gone else (removal(),), None)
+
+    def _removed(self) -> None:
+        self._have, self._known = None, True
+        if self._lock is not None:
+            self._known, self._left = False, True
+            self._lock.release()
 
     def _begin(self, state: ProxyState) -> Scripts:
         """What is there is not known, or it is nothing."""
@@ -108,39 +131,10 @@ class Services:
     def make(self, work: Work) -> None:
         assert isinstance(work, Scripts)
         self._known = False
-        try:
-            for text in work.texts:
-                self._session.apply(text)
-        except KernelError as error:
-            if work.otherwise is None:
-                raise
-            log.warning("table %s cannot be filled in place, making it again: %s", TABLE, error)
-            self._session.apply(work.otherwise())
+        self._apply(work.texts, work.otherwise)
         self._have, self._known = work.after, True
-
-    def unmake(self, work: Work) -> None:
-        """Nothing: making deleted, too."""
-
-    def forget(self) -> None:
-        """From any thread."""
-        self._doubt = not self._told
-
-    def monitor(self) -> Monitor:
-        """Tells from now on what others do to the table. Before the first plan."""
-        self._session.open()
-        monitor = Monitor(TABLE, self._netns)
-        self._session.begun = monitor.ignore
-        self._told = True
-        return monitor
-
-    def changed(self, change: Change | Overrun) -> None:
-        """By somebody else, or perhaps so. From any thread; the next plan puts it right."""
-        self._changes.put(change)
-
-    def _take_changes(self) -> Iterable[Change | Overrun]:
-        with suppress(Empty):
-            while True:
-                yield self._changes.get_nowait()
+        if work.after is None:
+            self._removed()
 
 
 def remains(netns: str | None) -> Remains:

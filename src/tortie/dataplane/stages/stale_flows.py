@@ -18,9 +18,9 @@ from itertools import islice
 
 from tortie.base.addr import IP, parse_ip
 from tortie.base.errors import NotSupported
-from tortie.base.flow import Flow
+from tortie.base.flow import TCP, Flow
 from tortie.base.logs import Seldom
-from tortie.calc.proxy.stale import JUDGED, OWN, destinations, stale, touched
+from tortie.calc.proxy.stale import JUDGED, OWN, destinations, judge, touched
 from tortie.calc.proxy.state import ProxyState
 from tortie.dataplane.converge import Work
 from tortie.kernel.addresses import list_addresses
@@ -99,10 +99,15 @@ class StaleFlows:
         own = self._own()
         marks = frozenset(OWN.values())
         where = destinations(state, own) if ips is None else ips if marks.isdisjoint(ips) else ips - marks | own
+        verdict = judge(state, own)
         with Conntrack(self._netns) as tracked:
-            every = ((protocol, flow) for protocol in JUDGED for flow in tracked.flows(where, protocol))
-            flows = (flow for protocol, flow in every if flow.opened.protocol == protocol)  # old kernels tell of all
-            found = tuple(islice(stale(flows, state, own), self._most))
+            every = (
+                flow
+                for protocol in JUDGED
+                for flow in tracked.flows(where, protocol, verdict, unanswered=protocol == TCP)
+                if flow.opened.protocol == protocol  # old kernels tell of all
+            )
+            found = tuple(islice(every, self._most))
         return Leavings(found, state, ips, len(found) == self._most)
 
     def _own(self) -> frozenset[IP]:

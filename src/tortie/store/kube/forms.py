@@ -130,7 +130,9 @@ class Native(_Whole[R]):
         return name
 
     def read(self, raw: bytes) -> Reading[R]:
-        return natives.from_document(self.kind, raw)[0], ()
+        """Fields of a newer server are no news; what cannot be read is."""
+        found, unknown = natives.from_document(self.kind, raw)
+        return found, tuple(line for line in unknown if " " in line)
 
     def last(self, raw: bytes) -> R:
         return _last(self, raw)

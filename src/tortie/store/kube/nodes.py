@@ -3,6 +3,7 @@
     projectcalico.org/IPv4Address: 192.0.2.7/24  ◄──► spec.bgp.ipv4Address
     metadata.labels, .../labels                   ──► labels; Kubernetes' own win
     status.addresses                              ──► spec.addresses
+    being deleted, or tainted as about to be      ──► status.leaving
 
 Nodes are made and deleted by Kubernetes. An annotation that cannot be read is as if it were not there, and told.
 """
@@ -74,6 +75,8 @@ def node_of(kube: K8sNode, *, use_pod_cidr: bool = False) -> tuple[Node, tuple[s
     status: Document = {name: said[key] for key, name in STATUS.items() if key in said}
     if cidrs := _pod_cidrs(kube):
         status["podCIDRs"] = list(cidrs)
+    if kube.leaving:
+        status["leaving"] = True
     labels = (_json(LABELS, said, dict[str, str], wrong) or {}) | kube.labels
     annotations = dict(_json(ANNOTATIONS, said, dict[str, str], wrong) or {})
     annotations[KUBE_LABELS] = msgspec.json.encode(kube.labels, order="deterministic").decode()
