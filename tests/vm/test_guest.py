@@ -42,6 +42,8 @@ def possible() -> None:
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """This one, with these tests in place of its own."""
+    if Path(sys.executable).is_relative_to("/tmp"):
+        pytest.skip("a guest has a /tmp of its own, and sees of this one's only its working directory: not this Python")
     (tmp_path / "tools").symlink_to(ROOT / "tools")
     for name in ("parts.py", "vm/__init__.py", "vm/conftest.py", "vm/guest.py", "vm/inside/__init__.py"):
         target = tmp_path / "tests" / name
