@@ -343,11 +343,9 @@ class FelixConfigurationSpec(Value, frozen=True, kw_only=True):
 
 ESTABLISHED_FLOWS = "tortie.dev/established-flows"
 """The annotation of a FelixConfiguration that says what becomes of flows which a new policy forbids."""
-ESTABLISHED_FLOWS_CHOICES = ("Keep", "Cut")
 FLOW_TABLES = "tortie.dev/flow-tables"
 """The annotation of a FelixConfiguration that says whether established TCP connections go past the rules."""
-FLOW_TABLES_CHOICES = ("Disabled", "Enabled")
-FELIX_ANNOTATIONS = {ESTABLISHED_FLOWS: ESTABLISHED_FLOWS_CHOICES, FLOW_TABLES: FLOW_TABLES_CHOICES}
+FELIX_ANNOTATIONS = {ESTABLISHED_FLOWS: ("Keep", "Cut"), FLOW_TABLES: ("Disabled", "Enabled")}
 """What they may say; the first is what holds where none says anything."""
 
 
