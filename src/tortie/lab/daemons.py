@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import shlex
 import shutil
 import subprocess
@@ -26,6 +27,8 @@ from tortie.lab.state import LabDirectory, write_whole
 from tortie.lab.topology import Router, Topology
 
 FRR = Path("/usr/lib/frr")
+FRR_TEMPORARY = Path("/var/tmp/frr")
+"""Where each of its daemons makes a directory, which only an orderly end removes. Compiled in."""
 ROUTER_VARIABLE = "TORTIE_PROCESS_OF_ROUTER"
 """Every process of a router's daemons has its lab and name in this environment variable."""
 RESTART_PAUSE = 1.0  # seconds
@@ -118,7 +121,8 @@ def _bird_established(directory: LabDirectory, router: Router) -> frozenset[IP]:
 
 
 def _frr_command(directory: LabDirectory, router: Router) -> Sequence[str]:
-    """zebra beside bgpd; the lab's pid file names the shell that has started both."""
+    """zebra beside bgpd; the lab's pid file names the shell that has started both. What they leave behind when they are
+    killed is in memory, and goes with them."""
     where = directory.router(router.name)
     try:
         shutil.chown(where, "frr", "frr")  # the user that the daemons become, and who makes their sockets
@@ -127,13 +131,15 @@ def _frr_command(directory: LabDirectory, router: Router) -> Sequence[str]:
     common = ["-P", "0", "-z", str(where / "zserv.api"), "--vty_socket", str(where)]
     zebra = [str(FRR / "zebra"), *common, "-f", "/dev/null", "-i", str(where / "zebra.pid")]
     bgpd = [str(FRR / "bgpd"), *common, "-f", str(_configuration(directory, router)), "-i", str(where / "bgpd.pid")]
-    script = f"{shlex.join(zebra)} & zebra=$!; {shlex.join(bgpd)}; kill $zebra"
-    return ["sh", "-c", script]
+    memory = f"mkdir -p {FRR_TEMPORARY} && mount -t tmpfs -o mode=1777 tmpfs {FRR_TEMPORARY}"
+    script = f"{memory} || exit; {shlex.join(zebra)} & zebra=$!; {shlex.join(bgpd)}; kill $zebra"
+    return ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script]
 
 
 def _frr_established(directory: LabDirectory, router: Router) -> frozenset[IP]:
     command = ["vtysh", "--vty_socket", str(directory.router(router.name)), "-c", "show bgp summary json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_ASK_SECONDS, check=True)
+    environment = os.environ | {"VTYSH_HISTFILE": os.devnull}  # else it is in the user's home
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_ASK_SECONDS, check=True)
     families = json.loads(done.stdout)
     return frozenset(
         parse_ip(address)
