@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 PACKAGES := nftables bird2 iproute2 iputils-ping util-linux procps python3 python3-venv gcc libc6-dev
 TEST_PACKAGES := containernetworking-plugins busybox-static iperf3 tcpdump containerd runc podman iptables frr gobgpd \
 	qemu-system-x86 cpio kmod xz-utils librsvg2-bin conntrack etcd-server etcd-client openssl wireguard-tools
-LEVEL := $(BIN)/python tools/level
+# What tests leave behind is a failure, too.
+LEVEL := $(BIN)/python tools/left -- $(BIN)/python tools/level
 # How many processes share the tests of a level. One more than there are cores, for tests wait as often as they work; but
 # a machine of many cores is not theirs alone. WORKERS=0: test after test in one process.
 WORKERS := $(shell cores=$$(nproc); echo $$((cores < 4 ? cores + 1 : 4)))

@@ -19,6 +19,8 @@ from namespaces import Ns
 
 FRR = Path("/usr/lib/frr")
 """Where Debian's frr has its daemons."""
+TEMPORARY = Path("/var/tmp/frr")
+"""Where these make a directory each."""
 needs_frr = pytest.mark.skipif(not (FRR / "bgpd").exists(), reason="needs /usr/lib/frr/bgpd: apt install frr")
 needs_gobgp = pytest.mark.skipif(shutil.which("gobgpd") is None, reason="needs gobgpd: apt install gobgpd")
 
@@ -65,7 +67,8 @@ class Daemon:
 
 
 class Frr:
-    """zebra, which writes its routes to the kernel, and bgpd. They run as the user frr."""
+    """zebra, which writes its routes to the kernel, and bgpd. They run as the user frr, with a directory of their own
+    for what they leave behind when they are killed."""
 
     def __init__(self, ns: Ns, directory: Path, config: str, port: int = 179) -> None:
         self.ns = ns
@@ -79,7 +82,8 @@ class Frr:
     def _daemon(self, name: str, *more: str) -> Daemon:
         here = self._directory
         files = ["-f", here / f"{name}.conf", "-i", here / f"{name}.pid", "-z", here / "zserv.api"]
-        return Daemon(self.ns, here, name, FRR / name, *files, "--vty_socket", here, "-P", "0", *more)
+        apart = ["unshare", "--mount", "sh", "-c", 'mkdir -p "$0" && mount -t tmpfs tmpfs "$0" && exec "$@"', TEMPORARY]
+        return Daemon(self.ns, here, name, *apart, FRR / name, *files, "--vty_socket", here, "-P", "0", *more)
 
     def start(self) -> None:
         self.zebra.start()
@@ -99,7 +103,8 @@ class Frr:
     def say(self, *commands: str) -> str:
         """What vtysh answers."""
         words = [word for command in commands for word in ("-c", command)]
-        return self.ns.run("vtysh", "--vty_socket", str(self._directory), "--config_dir", str(self._directory), *words)
+        where = ["--vty_socket", str(self._directory), "--config_dir", str(self._directory)]
+        return self.ns.run("env", "VTYSH_HISTFILE=/dev/null", "vtysh", *where, *words)
 
     def show(self, command: str) -> Any:
         return json.loads(self.say(f"show {command} json") or "{}")

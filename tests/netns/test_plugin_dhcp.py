@@ -92,6 +92,7 @@ class Lan:
             "interface eth0",
             "min_lease 1",
             f"lease_file {self.dir}/leases",
+            f"pidfile {self.dir}/udhcpd.pid",
             f"option lease {seconds}",
             "option subnet 255.255.255.0",
             f"option router {SERVER}",

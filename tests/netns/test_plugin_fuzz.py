@@ -14,6 +14,7 @@ import copy
 import json
 import os
 import random
+import re
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -107,14 +108,18 @@ def _holders(value: Any) -> Iterator[Any]:
             yield from _holders(each)
 
 
+KEPT = re.compile(rb'"(dataDir|subnetFile)": "[^"]*"')
+
+
 def written(conf: Any, dice: random.Random) -> bytes:
-    """As JSON; sometimes not quite."""
+    """As JSON; sometimes not quite, but for where files are to be."""
     data = bytearray(json.dumps(conf).encode("utf-8", "surrogatepass"))
     what = dice.random()
     if what < 0.05:
         del data[dice.randrange(len(data)) :]
     elif what < 0.1:
-        data[dice.randrange(len(data))] = dice.randrange(256)
+        kept = {place for found in KEPT.finditer(data) for place in range(*found.span())}
+        data[dice.choice([place for place in range(len(data)) if place not in kept])] = dice.randrange(256)
     elif what < 0.12:
         data = bytearray(dice.choice((b"", b"null", b"[]", b"7", b'"x"', b"{", b"[" * 5000, b"{}{}", b"\xff\xfe")))
     return bytes(data)

@@ -495,7 +495,7 @@ def test_other_tables_are_nobodys_business_here(ns: Ns) -> None:
 @contextlib.contextmanager
 def owned(ns: Ns) -> Iterator[None]:
     """Nobody but another program may touch our table meanwhile: the kernel refuses, whoever asks."""
-    command = ["ip", "netns", "exec", ns.name, "nft", "-i"]
+    command = ["ip", "netns", "exec", ns.name, "env", "HOME=/dev/null", "nft", "-i"]  # it keeps a history there
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as owner:
         assert owner.stdin is not None
         owner.stdin.write("add table inet tortie { flags owner; }\n")
