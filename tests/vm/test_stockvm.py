@@ -69,6 +69,13 @@ exit 7
 """
 
 
+CLOCK = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
+WATCH = f"for i in $(seq 300); do [ $(cat {CLOCK}) = tsc ] || break; sleep 0.2; done; cat {CLOCK}"
+"""Until the processor's own counter is not what tells the time."""
+TOO_SLOW = "tsc_early_khz=500000"
+"""What a kernel believes that measured its processor at an unlucky moment: less than any has had for 20 years."""
+
+
 @pytest.fixture(scope="module")
 def runs(possible: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
     """All at once: that they can is a part of what is tested. One has no network, and none needs it."""
@@ -82,6 +89,7 @@ def runs(possible: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[d
         "looks": Run("-o", out, "--", *words, prefix=alone, TORTIE_WORD="it's"),
         "sleeps": Run("-t", "4", "--", "sleep", "60"),
         "panics": Run("-m", "512", "sh", "-c", "echo before; sleep 2; echo c >/proc/sysrq-trigger"),
+        "has a wrong clock": Run("sh", "-c", WATCH, STOCKVM_KERNEL=TOO_SLOW),
         "is ended": Run("sleep", "60"),
         "has no kernel": Run("true", prefix=alone, **nothing_yet),
     }
@@ -112,6 +120,13 @@ def test_one_that_dies_says_its_last_words(runs: dict[str, Run]) -> None:
     code, out, err = runs["panics"].ended()
     assert (code, out) == (125, "before\n")
     assert err.startswith("stockvm: the guest died, and the command with it: Kernel panic")
+
+
+def test_a_clock_that_was_measured_wrong_is_noticed(runs: dict[str, Run]) -> None:
+    """Else time runs some times too fast in a guest that booted while this machine had much to do."""
+    code, out, err = runs["has a wrong clock"].ended()
+    assert (code, err) == (0, "")
+    assert out.strip() in ("hpet", "acpi_pm")
 
 
 def test_nothing_is_left_of_one_that_is_ended(runs: dict[str, Run]) -> None:
