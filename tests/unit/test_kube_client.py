@@ -122,11 +122,11 @@ async def test_nobody_waits_for_what_is_beyond_patience() -> None:
 
 async def test_patience_ends() -> None:
     script = Script(lambda: refused(500, "", "etcd is away"))
-    async with serving(script) as server, client(server, patience=0.5) as api:
+    async with serving(script) as server, client(server, patience=1) as api:
         begin = time.monotonic()
         with pytest.raises(Unavailable, match=r"500: etcd is away$"):
             await api.request("GET", PODS)
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < 8
     assert len(script.requests) > 1
 
 
@@ -221,7 +221,7 @@ async def test_a_server_that_hangs() -> None:
         begin = time.monotonic()
         with pytest.raises(Unavailable, match=r"no answer in 0\.4 s"):
             await api.request("GET", PODS)
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < 8
 
 
 async def test_what_speaks_no_http_and_nobody() -> None:
@@ -229,13 +229,13 @@ async def test_what_speaks_no_http_and_nobody() -> None:
         writer.write(b"220 mail.example ESMTP\r\n")
         await writer.drain()
 
-    async with speaking(speak) as server, client(server, patience=0.3) as api:
+    async with speaking(speak) as server, client(server, patience=1) as api:
         with pytest.raises(Unavailable, match="does not speak HTTP"):
             await api.request("GET", PODS)
-    async with client(server, patience=0.3) as api:
+    async with client(server, patience=1) as api:
         with pytest.raises(Unavailable, match=r"connection refused$"):
             await api.request("POST", PODS)
-    async with client("https" + server.removeprefix("http"), patience=0.3) as api:
+    async with client("https" + server.removeprefix("http"), patience=1) as api:
         with pytest.raises(Unavailable, match=r"connection refused$"):
             await api.request("GET", PODS)
 
