@@ -196,8 +196,8 @@ async def test_a_prefix_that_cannot_work_is_an_error_with_its_words(tmp_path):
     runtime = Runtime([GO], tmp_path, exec_prefix=["nsenter", "--net=/run/netns/tt-none"])
     with pytest.raises(CniError, match=r"netplugin failed: .*tt-none.*exit status 1"):
         await runtime.version("bridge")
-    with pytest.raises(CniError, match="cannot run /nonexistent: No such file or directory"):
-        await Runtime([GO], tmp_path, exec_prefix=["/nonexistent"]).version("bridge")
+    with pytest.raises(CniError, match=f"cannot run {tmp_path}/nothing: No such file"):
+        await Runtime([GO], tmp_path, exec_prefix=[f"{tmp_path}/nothing"]).version("bridge")
 
 
 # --- Plugins written for the occasion: programs as real as the others ------------------------------------------------
