@@ -58,7 +58,7 @@ class Flavour:
 
 
 FLAVOURS = {
-    "ipv4": Flavour(stride=4),
+    "ipv4": Flavour(stride=7),
     "dual": Flavour(ipv6=True, stride=16),
     "fixed": Flavour(
         ipv6=True,

@@ -176,7 +176,7 @@ def test_in_gc(ground: Ground, then: Then) -> None:
 
 
 def test_in_add_and_then_gc(ground: Ground) -> None:
-    kind = replace(FLAVOURS["ipv4"], stride=6)
+    kind = replace(FLAVOURS["ipv4"], stride=11)
 
     def trial(fatal: int) -> bool:
         container = ground.container(kind)
@@ -192,7 +192,7 @@ class TestItself:
 
     def test_while_starting(self, ground: Ground) -> None:
         """With a pod that runs: the next start still has it."""
-        kind = replace(FLAVOURS["dual"], stride=10)
+        kind = replace(FLAVOURS["dual"], stride=13)
 
         def trial(fatal: int) -> bool:
             container, answer, _ = attached(ground, kind)
@@ -205,7 +205,7 @@ class TestItself:
 
     def test_while_stopping(self, ground: Ground) -> None:
         """Told to end, it settles what is due and gives back what it holds ready; or begins to."""
-        kind = replace(FLAVOURS["dual"], stride=7)
+        kind = replace(FLAVOURS["dual"], stride=10)
 
         def trial(fatal: int) -> bool:
             container, answer, life = attached(ground, kind)
@@ -272,7 +272,7 @@ def test_no_address_is_in_two_sandboxes(ground: Ground) -> None:
     everywhere(ground, kind, trial)
 
 
-@pytest.mark.parametrize("seed", range((THOROUGH and 100) or 8))
+@pytest.mark.parametrize("seed", range((THOROUGH and 100) or 5))
 def test_again_and_again(ground: Ground, seed: int) -> None:
     """Call after call meets its death, and so does start after start; the runtime makes them all again."""
     dice = random.Random(seed)
