@@ -34,6 +34,7 @@ from tortie.model.ipam import (
 from tortie.model.meta import Metadata, Resource, changed
 from tortie.model.node import Node
 from tortie.model.policy import GlobalNetworkPolicy, NetworkSet, NetworkSetSpec, Profile
+from tortie.model.service import EndpointSlice
 from tortie.policy.selector import parse
 from tortie.store.etcd import layout
 from tortie.store.etcd.store import EtcdStore
@@ -227,6 +228,28 @@ async def test_what_is_not_known_is_said_once(etcd: Etcd, store: EtcdStore, capl
     assert (now["spec"]["ingress"], now["metadata"]["labels"]) == (rules, {"a": "b"}), "nothing was lost"
     for one in (await store.list(GlobalNetworkPolicy)).items:
         await store.delete(GlobalNetworkPolicy, one.name)
+
+
+async def test_an_endpoint_that_cannot_be_read_costs_no_other(
+    etcd: Etcd, store: EtcdStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said once, with its place; a watch tells of the others; who writes the slice again leaves it there."""
+    key = layout.keys(EndpointSlice, "s", "red")[0].decode()
+    ends: list[object] = [{"addresses": ["10.0.0.1"]}, {"addresses": "10.0.0.2"}, {"addresses": ["10.0.0.3"]}]
+    value = {"metadata": {"name": "s"}, "addressType": "IPv4", "endpoints": ends, "ports": [{"port": 80}]}
+    start = (await store.list(EndpointSlice)).revision
+    with caplog.at_level(logging.WARNING):
+        await put(etcd, key, json.dumps(value))
+        async with aclosing(store.watch(EndpointSlice, start)) as watch:
+            assert seen(await take(watch, 1)) == [("ADDED", "s")]
+        (found,) = (await store.list(EndpointSlice)).items
+    assert [one.addresses for one in found.endpoints] == [("10.0.0.1",), ("10.0.0.3",)]
+    assert [record.getMessage() for record in caplog.records if record.name == "tortie.store.etcd.store"] == [
+        f'etcd key {key}: endpoints[1].addresses: "10.0.0.2" must be a list; endpoints[1] is left out'
+    ]
+    await store.update(replace(found, ports=()))
+    now = json.loads(await stored(etcd, key))
+    assert (now["endpoints"], now.get("ports", [])) == (ends, [])
 
 
 async def test_what_is_too_large_is_said(store: EtcdStore) -> None:

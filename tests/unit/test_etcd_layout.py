@@ -33,6 +33,7 @@ from tortie.model.kinds import KINDS
 from tortie.model.meta import Metadata, Resource, changed
 from tortie.model.node import Node
 from tortie.model.policy import EntityRule, GlobalNetworkPolicy, NetworkPolicy, Profile, Rule
+from tortie.model.service import EndpointSlice
 from tortie.model.staged import StagedNetworkPolicy
 from tortie.model.workload import WorkloadEndpoint
 from tortie.policy.selector import parse
@@ -43,6 +44,9 @@ from tortie.store.etcd import layout
 def test_grpc_is_loaded_only_for_who_asks_an_etcd() -> None:
     code = "import sys, tortie.store, tortie.store.place, tortie.store.etcd.layout; sys.exit('grpc' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=30).returncode == 0
+
+
+SLICE = b"/tortie/v1/endpointslices.discovery.k8s.io/red/s"
 
 
 def as_stored(obj: Resource, uid: str) -> Resource:
@@ -357,3 +361,34 @@ def test_a_policys_note_of_its_name_is_not_shown() -> None:
     assert stored["metadata"]["annotations"] == {
         "mine": "1", "projectcalico.org/metadata": '{"name":"default.deny"}',
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        ({"endpoints": [{"addresses": [5]}]}, "endpoints[1].addresses[0]: 5 must be text: put it in quotes"),
+        ({"endpoints": [{"addresses": "10.0.0.3"}]}, 'endpoints[1].addresses: "10.0.0.3" must be a list'),
+        ({"endpoints": [None]}, "endpoints[1]: is empty, must be a mapping"),
+        ({"ports": [{"port": 1, "protocol": "QUIC"}]}, 'ports[1].protocol: "QUIC" is not one of TCP, UDP, SCTP'),
+    ],
+)
+def test_what_cannot_be_read_of_a_slice_costs_no_other_endpoint(bad: dict[str, list[object]], why: str) -> None:
+    """As in Kubernetes. What is null, or has a field of tomorrow's, is no misfit."""
+    good = {"endpoints": [{"addresses": ["10.0.0.1"], "zone": None}, {"addresses": ["10.0.0.2"], "novel": 1}],
+            "ports": [{"port": 80}]}  # fmt: skip
+    ((field, (one,)),) = bad.items()
+    first, *others = good[field]
+    document = {"metadata": {"name": "s", "namespace": "red"}, "addressType": "IPv4"}
+    stored = json.dumps(document | good | {field: [first, one, *others]}).encode()
+    told: layout.Paths = []
+    found = layout.read(EndpointSlice, SLICE, stored, 9, 3, told)
+    assert [one.addresses for one in found.endpoints] == [("10.0.0.1",), ("10.0.0.2",)]
+    assert [one.port for one in found.ports] == [80]
+    assert told == [f"{why}; {field}[1] is left out"]
+
+
+def test_what_a_slice_is_about_must_be_readable() -> None:
+    with pytest.raises(NotSupported, match='addressType: "IPv9" is not one of'):
+        layout.read(EndpointSlice, SLICE, b'{"addressType": "IPv9", "endpoints": [5]}', 9, 3)
+    with pytest.raises(NotSupported, match='endpoints: "none" must be a list'):
+        layout.read(EndpointSlice, SLICE, b'{"addressType": "IPv4", "endpoints": "none"}', 9, 3)

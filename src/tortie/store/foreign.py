@@ -20,6 +20,7 @@ from msgspec import inspect
 from tortie.base.errors import ConfigError, NotSupported
 from tortie.model.document import shape
 from tortie.model.meta import Resource
+from tortie.store.entries import readable
 
 R = TypeVar("R", bound=Resource)
 
@@ -28,22 +29,22 @@ Closing = Callable[[dict[str, Any], Sequence[str]], dict[str, Any]]
 May raise NotSupported."""
 
 
-def read(kind: type[R], data: bytes, closing: Closing | None = None) -> R:
+def read(kind: type[R], data: bytes, closing: Closing | None = None, told: list[str] | None = None) -> R:
     """An object as another program wrote it, as JSON with or without apiVersion and kind. `closing` is told what was
-    left out of its spec.
+    left out of its spec; `told` gets a line for each entry of a list that cannot be read and is not needed (`entries`).
 
     Raises NotSupported when what is left of it without the unknown fields does not fit its type.
     """
     try:
         found = msgspec.json.decode(data, type=_lenient(kind))
     except msgspec.ValidationError:
-        return read_document(kind, msgspec.json.decode(data), closing)
+        return read_document(kind, msgspec.json.decode(data), closing, told)
     except msgspec.DecodeError as error:
         raise NotSupported(f"a stored {kind.KIND.kind} is no JSON: {error}") from None
     return kind(**{name: getattr(found, name) for name in kind.__struct_fields__})
 
 
-def read_document(kind: type[R], document: Any, closing: Closing | None = None) -> R:
+def read_document(kind: type[R], document: Any, closing: Closing | None = None, told: list[str] | None = None) -> R:
     """The same of JSON that was decoded already."""
     if not isinstance(document, dict):
         raise NotSupported(f"a stored {kind.KIND.kind} is not an object")
@@ -53,7 +54,8 @@ def read_document(kind: type[R], document: Any, closing: Closing | None = None) 
     except msgspec.ValidationError:
         pass  # the slow way round
     try:
-        return shape(kind, _closed(kind, document, closing))
+        part, lines = _closed(kind, document, closing), [] if told is None else told
+        return shape(kind, {name: readable(kind, name, body, lines) for name, body in part.items()})
     except ConfigError as error:
         raise NotSupported(f"a stored {kind.KIND.kind} is not known to this version: {error}: upgrade") from None
 
@@ -88,6 +90,8 @@ def kept(stored: Any, before: Any, after: Any) -> Any:
         made |= {key: value for key, value in stored.items() if key not in before and key not in after}
         return made
     if isinstance(stored, list) and isinstance(before, list) and isinstance(after, list):
+        if before == after:
+            return stored
         if len(stored) != len(before) or stored == before:
             return after
         return _kept_entries(stored, before, after)
@@ -95,8 +99,6 @@ def kept(stored: Any, before: Any, after: Any) -> Any:
 
 
 def _kept_entries(stored: list[Any], before: list[Any], after: list[Any]) -> list[Any]:
-    if before == after:
-        return stored
     free = list(range(len(before)))
     made: list[Any] = []
     for position, entry in enumerate(after):

@@ -245,7 +245,7 @@ def value_over(stored: bytes, before: Resource, obj: Resource) -> bytes:
 
 def read(kind: type[R], found: bytes, stored: bytes, revision: int, created: int, left_out: Paths | None = None) -> R:
     """The object of a key and value; `revision` is that of the last write, `created` that of the first. `left_out` gets
-    the paths of the spec's fields that are not known.
+    the paths of the spec's fields that are not known, and a sentence for each entry that cannot be read (`entries`).
 
     Raises NotSupported when this version cannot read it.
     """
@@ -258,7 +258,7 @@ def read(kind: type[R], found: bytes, stored: bytes, revision: int, created: int
         spec, labels = _record(kind, found.decode(), stored, left_out)
         metadata = Metadata(name=name, labels=labels, uid=uid, resource_version=str(revision))
         return kind(metadata=metadata, spec=spec)
-    obj = foreign.read(kind, stored, partial(_known, kind, left_out))
+    obj = foreign.read(kind, stored, partial(_known, kind, left_out), left_out)
     annotations = obj.metadata.annotations
     if issubclass(kind, POLICIES) and NAMED in annotations:
         annotations = {each: text for each, text in annotations.items() if each != NAMED}

@@ -274,13 +274,14 @@ class EtcdStore:
 
     def _remark(self, found: Resource, key: bytes, left_out: Sequence[str]) -> None:
         """Says what is not known to this version: of a policy's rules each time another one lets nothing through for
-        it, of other fields once."""
-        closed = list(unknown_conditions(found))
-        fields = [f"{found.KIND.kind} {INDEX.sub('[]', path)}" for path in left_out]
-        new = [one for one in (*(f"{key!r} {line}" for line in closed), *fields) if one not in self._remarked]
+        it, of other fields once. Says of entries that cannot be read where they are and what is wrong with them."""
+        lines = [*unknown_conditions(found), *(line for line in left_out if " " in line)]
+        paths = [path for path in left_out if " " not in path]
+        fields = [f"{found.KIND.kind} {INDEX.sub('[]', path)}" for path in paths]
+        new = [one for one in (*(f"{key!r} {line}" for line in lines), *fields) if one not in self._remarked]
         if new and len(self._remarked) < REMARKS:
             self._remarked.update(new)
-            what = "; ".join(closed) or f"{', '.join(left_out)}: not known to this version, without effect"
+            what = "; ".join(lines) or f"{', '.join(paths)}: not known to this version, without effect"
             log.warning("etcd key %s: %s", key.decode(errors="replace"), what)
 
     def _event(self, kind: type[R], event: Any) -> Event[R] | None:

@@ -10,7 +10,7 @@ see `overlay`. Where leaving one out would change what an object means (a condit
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple, Protocol, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, Protocol, TypeVar, get_type_hints
 
 import msgspec
 from msgspec import field, inspect
@@ -18,7 +18,7 @@ from msgspec import field, inspect
 from tortie.model.k8s import K8sNetworkPolicy
 from tortie.model.meta import Metadata, OwnerReference, Resource
 from tortie.model.misfit import first_misfit, join
-from tortie.model.service import EndpointSlice
+from tortie.store.entries import readable
 
 R = TypeVar("R", bound=Resource)
 Document = dict[str, Any]
@@ -208,8 +208,7 @@ def _slowly(kind: type[Resource], raw: bytes, lax: bool) -> Found:
         body = _pruned({} if body is None else body, _info(kind)[part.attribute], part.name, unknown)
         if kind is K8sNetworkPolicy:
             body = _without_rules(body, part.name, unknown)
-        if kind is EndpointSlice:
-            body = _without_misfits(body, part, unknown)
+        body = readable(kind, part.name, body, unknown)
         try:
             found[part.attribute] = msgspec.convert(body, part.type, strict=not lax)
         except msgspec.ValidationError as error:
@@ -261,20 +260,6 @@ def _without_rules(spec: Any, path: str, unknown: list[str]) -> Any:
             known = [not any(one.startswith(begin) for one in unknown) for begin in begins]
             spec = spec | {direction: [rule for rule, whole in zip(rules, known, strict=True) if whole]}
     return spec
-
-
-def _without_misfits(body: Any, part: Part, unknown: list[str]) -> Any:
-    """Of an EndpointSlice: without the endpoints and ports that cannot be read. The others are as good as they were."""
-    if get_origin(part.type) is not tuple or not isinstance(body, list):
-        return body
-    item, whole = get_args(part.type)[0], []
-    for number, one in enumerate(body):
-        found = first_misfit(one, item, f"{part.name}[{number}]")
-        if found is None:
-            whole.append(one)
-        else:
-            unknown.append(f"{found[0]}: {found[1]}; {part.name}[{number}] is left out")
-    return whole
 
 
 def _nothing(part: Part) -> Any:
