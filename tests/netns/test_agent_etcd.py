@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from agent_node import RED, Site, settled, site_in, soon
+from msgspec.structs import replace
 from overlay_nodes import Town, change_pool
 
 from etcd_server import Etcd, needs_etcd, running
@@ -25,6 +28,8 @@ from namespaces import Ns, namespaces
 from pings import Ping, Pings
 from tortie.kernel import netns
 from tortie.model.document import parse
+from tortie.model.k8s import TO_BE_DELETED, K8sNode, K8sNodeSpec
+from tortie.model.meta import Metadata
 from tortie.model.store import Store
 from tortie.model.workload import WorkloadEndpoint
 from tortie.store import open_store
@@ -127,7 +132,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
             site.set_up()
             site.datastore = f"etcd:{etcd.url}"  # type: ignore[assignment]
             for name, ipv4 in OWN.items():
-                town.node(name, "--no-bgp", ipv4=ipv4).spawn()
+                town.node(name, "--no-bgp", "--proxy-health-port", "10256", ipv4=ipv4).spawn()
             yield Place(town, etcd, site, door.url)
             for node in town.nodes.values():  # before their etcd
                 if node.process is not None and node.process.poll() is None:
@@ -172,3 +177,25 @@ async def test_agents_carry_on_while_etcd_dies(place: Place, tmp_path: Path) -> 
         await settled()
         endpoints = (await store.list(WorkloadEndpoint)).items
         assert {one.spec.pod for one in endpoints} == {"pod-a", "pod-b", "late"}
+
+
+async def test_a_node_that_leaves_says_so(place: Place) -> None:
+    """Kubernetes' Node is in etcd, or in the cluster beside it: an agent asks for it by name either way."""
+
+    def eligible(name: str) -> Any:
+        try:
+            return json.loads(place.town.nodes[name].ask_port(10256, "/healthz")[1]).get("nodeEligible")
+        except OSError:
+            return None
+
+    doomed = K8sNodeSpec(taints=[{"key": TO_BE_DELETED, "effect": "NoSchedule"}])
+    async with place.store() as store:
+        for node in place.town.nodes.values():
+            await asyncio.to_thread(node.await_ready)
+        await soon(lambda: eligible("a"), what="it serves")
+        await store.create(K8sNode(metadata=Metadata(name="a"), spec=doomed))
+        await soon(lambda: eligible("a") is False, what="it is about to be deleted")
+        assert eligible("b") is True
+        here = await store.get(K8sNode, "a")  # the agent has written its condition
+        await store.update(replace(here, spec=K8sNodeSpec()))
+        await soon(lambda: eligible("a"), what="it stays after all")

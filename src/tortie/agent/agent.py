@@ -31,6 +31,7 @@ from tortie.agent.kubernetes import KubernetesNode
 from tortie.agent.link_watch import watch_links
 from tortie.agent.links_gone import LinksGone
 from tortie.agent.metrics import Metrics
+from tortie.agent.node_leaving import follow_leaving
 from tortie.agent.node_status import StatusReporter
 from tortie.agent.node_view import NodeView
 from tortie.agent.overlay import built, repair_overlay
@@ -98,7 +99,7 @@ class Agent:
     def __init__(self, config: AgentConfig, store: Store, environment: Environment) -> None:
         self.config = config
         self.environment = environment
-        api = api_of(store)
+        api, self._asked = api_of(store), store
         self.store = store = Datastore(store)
         self.progress = Progress()
         self.view = View(config.node, store, self._publish, bird=config.bgp, environment=environment.bgp)
@@ -173,6 +174,8 @@ class Agent:
             demanded=where.backend == "kubernetes" or where.kubernetes_too,
             conditioned=environment.backend != NONE,
         )
+        self._node_says = where.backend == "kubernetes"
+        """Whether our own Node says that its machine is leaving."""
         snapshots = Snapshots(config.run_dir / "snapshot", config.node, str(where), self.view)
         self.pending.once_noted = snapshots.once_written
         self.restart = Restart(self.view, snapshots, self.pending, self.departures, self.stock, self.addresses)
@@ -253,6 +256,10 @@ class Agent:
         tasks.create_task(probe.check(self.view), name="check the datastore")
         tasks.create_task(probe.probe(self.view), name="look for silent watches")
         tasks.create_task(self.kubernetes.run(), name="tell Kubernetes")
+        if not self._node_says:
+            proxy = self.proxy
+            leaving = follow_leaving(self.kubernetes.name, self._asked, proxy.hear_leaving, lambda: proxy.serves)
+            tasks.create_task(leaving, name="ask whether the node is leaving")
         tasks.create_task(follow_pods(config.node, self.store, self.view), name="follow pods")
         tasks.create_task(self.addresses.follow(), name="follow addresses")
         tasks.create_task(self.pod_networks.run(), name="follow pod networks")

@@ -98,7 +98,8 @@ class Node(Resource, frozen=True, kw_only=True):
 
     @property
     def leaving(self) -> bool:
-        """Whether Kubernetes deletes the machine, or is about to: known where Kubernetes is the datastore."""
+        """Whether Kubernetes deletes the machine, or is about to: known where Kubernetes is the datastore. Elsewhere
+        Kubernetes' own Node is asked (`agent.node_leaving`)."""
         return isinstance(self.status, dict) and self.status.get("leaving") is True
 
 

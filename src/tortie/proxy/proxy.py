@@ -88,13 +88,14 @@ class Proxy:
         self._worker: Worker[ProxyState | None] = Worker(
             "services", (self._stage, StaleFlows()), self._applied, broken, resync
         )
-        pulse = Pulse(lambda: not self._failures, lambda: self._state is None or not self._state.leaving)
+        pulse = Pulse(lambda: not self._failures, lambda: not self._leaving)
         self._health = HealthChecks(pulse, healthz_port=config.healthz_port)
         self._layer2 = Layer2(node, store)
         self._daemon_set = DaemonSet(api) if api is not None else None
         self._seen: ProxyState | None = None
         """As it came; `_state` is the same with what is configured here."""
         self._state: ProxyState | None = None
+        self._told_leaving = False
         self._told: Mapping[str, str] = {}
         self._standing: Standing | None = None
         self._unsure = "not looked yet"
@@ -122,6 +123,14 @@ class Proxy:
             state = replace(state, pods=config.cluster_cidrs)
         self._state = state
         self._submit()
+
+    def hear_leaving(self, leaving: bool) -> None:
+        """That the node is leaving, or is to stay after all, from who asks where states do not say it."""
+        self._told_leaving = leaving
+
+    @property
+    def _leaving(self) -> bool:
+        return self._told_leaving or (self._state is not None and self._state.leaving)
 
     async def run(self) -> None:
         """Until cancelled. Raises TortieError, in groups, when it cannot begin."""
