@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from bgp_world import A, B, Seen, bgp, nets, node, service, slice_
 from tortie.base.addr import parse_net
 from tortie.calc.routing import BgpEnvironment
@@ -43,6 +45,16 @@ def test_17_the_node_with_an_endpoint_announces_a_local_service() -> None:
     assert at_b.blackholes == {"192.168.2.0/26", "80.15.0.0/24", "80.15.0.7/32"}
     at_b.put(slice_("b", ready=False))
     assert at_b.blackholes == {"192.168.2.0/26", "80.15.0.0/24"}
+
+
+def test_an_endpoint_that_cannot_be_reached_does_not_bring_a_route() -> None:
+    """Its address is of another IP version than its slice: no node translates to it."""
+    local = service(externalIPs=["80.15.0.7"], externalTrafficPolicy="Local")
+    ranges, good = bgp(serviceExternalIPs=nets("80.15.0.0/24")), slice_("b")
+    (end,) = good.endpoints
+    bad = replace(good, endpoints=(replace(end, addresses=("fd00::1",)),))
+    assert "80.15.0.7/32" not in Seen("b", A, B, ranges, local, bad).blackholes
+    assert "80.15.0.7/32" in Seen("b", A, B, ranges, local, good).blackholes
 
 
 def test_17_kubernetes_may_call_the_node_by_another_name() -> None:

@@ -10,7 +10,7 @@ from functools import cache
 
 import pytest
 
-from tortie.base.addr import collapse, parse_ip, parse_net
+from tortie.base.addr import collapse, host_net, parse_ip, parse_net
 from tortie.calc.cluster import Cluster
 from tortie.calc.state import DesiredState
 from tortie.model.document import convert, parse, shape
@@ -19,8 +19,9 @@ from tortie.model.k8s import K8sNetworkPolicy, Namespace, ServiceAccount
 from tortie.model.meta import Resource
 from tortie.model.node import FelixConfiguration
 from tortie.model.policy import GlobalNetworkPolicy, GlobalNetworkSet, NetworkPolicy, NetworkSet, Profile, Tier
+from tortie.model.service import EndpointSlice
 from tortie.model.workload import WorkloadEndpoint
-from tortie.policy.rules import PolicyKey, SelectorSet
+from tortie.policy.rules import PolicyKey, SelectorSet, ServiceSet
 from tortie.policy.selector import parse as selector
 from tortie.render.match import denial, set_name
 from tortie.render.nft import NftRenderer
@@ -463,6 +464,23 @@ def test_a_policy_that_cannot_be_read_is_reported_and_counts_as_absent() -> None
     cluster.drop(NetworkPolicy, "red", "db")
     assert cluster.problems == {}
     assert key not in cluster.state().policies
+
+
+def test_an_address_of_another_ip_version_than_its_slice_is_in_no_set_and_is_said() -> None:
+    cluster = small()
+    rule = {"action": "Allow", "source": {"services": {"name": "web", "namespace": "red"}}}
+    cluster.put(policy("red", "db", selector="app == 'db'", ingress=[rule]))
+    metadata = {"name": "web-1", "namespace": "red", "labels": {"kubernetes.io/service-name": "web"}}
+    ends = [{"addresses": ["10.0.0.1"]}, {"addresses": ["fd00::1"]}]
+    cluster.put(shape(EndpointSlice, {"metadata": metadata, "addressType": "IPv4", "endpoints": ends}))
+    members = [ip for ref, found in cluster.state().sets.items() if isinstance(ref, ServiceSet) for ip in found]
+    assert members == [host_net(parse_ip("10.0.0.1"))]
+    assert cluster.problems == {
+        "an address of EndpointSlice red/web-1": '"fd00::1": must be IPv4 by the slice\'s addressType'
+    }
+    cluster.put(policy("red", "db", selector="app == 'db'"))
+    cluster.state()
+    assert cluster.problems == {}
 
 
 def test_a_protocol_that_is_none_does_not_come_to_mean_any() -> None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tortie.base.addr import host_net, parse_ip
 from tortie.calc.services import Services, behind
 from tortie.model.document import convert
-from tortie.model.service import SERVICE_NAME, EndpointSlice
+from tortie.model.meta import Metadata
+from tortie.model.service import SERVICE_NAME, Endpoint, EndpointPort, EndpointSlice
 from tortie.policy.rules import Member, ServiceSet
 from tortie.render.members import MemberSets
 
@@ -70,6 +71,38 @@ def test_only_what_is_needed_is_kept_and_what_did_not_change_is_the_same_object(
     assert after[DB] is before[DB]
     services.need([WEB_IPS])
     assert services.members() == {WEB_IPS: frozenset(host_net(parse_ip(ip)) for ip in ("10.0.0.1", "10.0.0.3"))}
+
+
+def unchecked(name: str, service: str, *ips: str, kind: str = "IPv4") -> EndpointSlice:
+    """As a datastore that looks at nothing has it."""
+    metadata = Metadata(name=name, namespace="red", labels={SERVICE_NAME: service})
+    endpoints = tuple(Endpoint(addresses=(ip,)) for ip in ips)
+    return EndpointSlice(metadata=metadata, address_type=kind, endpoints=endpoints, ports=(EndpointPort(port=80),))  # type: ignore[arg-type]
+
+
+def test_what_is_no_address_of_the_slices_version_is_left_out_and_said() -> None:
+    services = Services()
+    put(services, unchecked("a", "web", "10.0.0.1", "fd00::1", "here", "::ffff:10.0.0.9", "10.0.0.256", "10.0.0.2"))
+    put(services, unchecked("b", "web", "10.0.0.3", "fd00::3", kind="IPv6"))
+    put(services, unchecked("c", "db", "fd00::4"))
+    assert services.problems() == {}, "nobody asks for it"
+    services.need([WEB, WEB_IPS])
+    assert services.members()[WEB] == triples("10.0.0.1 6 80", "10.0.0.2 6 80", "fd00::3 6 80")
+    assert services.members()[WEB_IPS] == {host_net(parse_ip(ip)) for ip in ("10.0.0.1", "10.0.0.2", "fd00::3")}
+    four, six = (f"must be IPv{version} by the slice's addressType" for version in (4, 6))
+    assert services.problems() == {
+        "an address of EndpointSlice red/a": f'"fd00::1", "here", "::ffff:10.0.0.9" and 1 more: {four}',
+        "an address of EndpointSlice red/b": f'"10.0.0.3": {six}',
+    }
+    put(services, unchecked("a", "web", "10.0.0.1"))
+    services.set_slice("red", "b", None)
+    assert services.problems() == {}
+    assert services.members()[WEB] == triples("10.0.0.1 6 80")
+    services.need([DB])
+    assert services.problems() == {"an address of EndpointSlice red/c": f'"fd00::4": {four}'}
+    assert services.members() == {DB: frozenset()}
+    services.need([])
+    assert services.problems() == {}
 
 
 def test_a_slice_changes_moves_to_another_service_and_goes() -> None:

@@ -289,6 +289,15 @@ def test_a_change_is_seen_at_once_and_what_goes_is_gone() -> None:
     assert ask(known, "empty.svc.cluster.local A").missing
 
 
+def test_an_address_of_another_ip_version_than_its_slice_is_nobodys() -> None:
+    odd = slice_("db-a", "db", endpoint("10.244.1.2"), endpoint("fd00::7", hostname="db-7"))
+    known = names(namespace("red"), service("db", "None"), odd)
+    assert ask(known, "db.red.svc.cluster.local AAAA").answer == ()
+    assert [one.data for one in ask(known, "db.red.svc.cluster.local A").answer] == ["10.244.1.2"]
+    assert ask(known, "db-7.db.red.svc.cluster.local AAAA").missing
+    assert known.pointers(parse_ip("fd00::7")) == ()
+
+
 def test_a_slice_may_come_before_its_service() -> None:
     known = names(slice_("db-a", "db", endpoint("10.244.1.2")))
     assert ask(known, "db.red.svc.cluster.local A").missing

@@ -166,10 +166,10 @@ class Cluster:
         self._policies.flush()
         missing = self._routing.problems(self.node) if self.node is not None else {}
         pod_networks, unrouted = self._pod_networks.networks()
-        self._note_problems({**not_enforced(self._policies.hosts), **missing, **unrouted})
         if self._policies.active is not self._active:
             self._active = self._policies.active
             self._need([ref for policy in self._active.values() for ref in policy.refs])
+        self._note_problems({**not_enforced(self._policies.hosts), **missing, **unrouted, **self._services.problems()})
         endpoints: dict[str, LocalEndpoint] = {}
         for key in sorted(self._policies.consulted, reverse=True):  # of two on one interface the lowest name wins
             endpoint = self._local_endpoint(key, self._policies.consulted[key])

@@ -124,11 +124,13 @@ def _ips(texts: Iterable[str]) -> tuple[IP, ...]:
 
 def ready_of(one: EndpointSlice, node: str) -> Ready | None:
     """None for a slice that is of no service, or of names instead of addresses. Not said is ready, as in Kubernetes."""
-    if not one.service or one.address_type == "FQDN":
+    version = one.version
+    if not one.service or version is None:
         return None
     ready = [endpoint for endpoint in one.endpoints if endpoint.conditions.ready is not False]
-    here = any(endpoint.node_name == node for endpoint in ready)
-    return Ready((one.namespace, one.service), int(one.address_type[-1]), bool(ready), here)
+    anywhere = any(endpoint.ip(version) for endpoint in ready)
+    here = any(endpoint.node_name == node and endpoint.ip(version) for endpoint in ready)
+    return Ready((one.namespace, one.service), version, anywhere, here)
 
 
 def announced(facts: Facts, ready: Iterable[Ready], ranges: Ranges) -> frozenset[Net]:

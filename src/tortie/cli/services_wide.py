@@ -20,7 +20,6 @@ from urllib.parse import urlencode
 from tortie.agent.client import ask
 from tortie.base.addr import IP
 from tortie.base.errors import TortieError
-from tortie.calc.proxy.backends import address_of
 from tortie.calc.proxy.inputs import ProxyInputs
 from tortie.calc.proxy.state import Backend, Entrance
 from tortie.cli.columns import Columns
@@ -172,8 +171,8 @@ def _rows(
     found: dict[tuple[IP, int], Endpoint] = {}
     for one in slices:
         ports = [p.port for p in one.ports if p.name == entrance.port_name and p.port]
-        for endpoint in one.endpoints if one.address_type == f"IPv{version}" else ():
-            if (ip := address_of(endpoint)) is not None:
+        for endpoint in one.endpoints:
+            if one.version == version and (ip := endpoint.ip(version)) is not None:
                 for port in ports:
                     found.setdefault((ip, port), endpoint)
     for ip, port in sorted(found, key=lambda place: (int(place[0]), place[1])):

@@ -27,7 +27,7 @@ from tortie.dns.records import (
 )
 from tortie.model.k8s import Namespace, Pod
 from tortie.model.meta import Resource
-from tortie.model.service import EndpointSlice, Service
+from tortie.model.service import EndpointSlice, Service, endpoint_ip
 
 T = TypeVar("T")
 
@@ -214,8 +214,7 @@ def _labels_of(key: Key) -> Labels:
 
 
 def _addresses(slice_: EndpointSlice) -> Iterator[IP]:
-    if slice_.address_type != "FQDN":
-        for endpoint in slice_.endpoints:
-            for text in endpoint.addresses:
-                if (ip := ip_of(text)) is not None:
-                    yield ip
+    for endpoint in slice_.endpoints:
+        for text in endpoint.addresses:
+            if (ip := endpoint_ip(text, slice_.version)) is not None:
+                yield ip

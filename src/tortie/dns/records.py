@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from tortie.base.addr import IP, parse_ip
 from tortie.base.errors import ConfigError
-from tortie.model.service import Endpoint, EndpointSlice, Service
+from tortie.model.service import EndpointSlice, Service, endpoint_ip
 
 Labels = tuple[str, ...]
 """Of a name, the leftmost first, in small letters."""
@@ -82,10 +82,10 @@ def _headless(service: Service, slices: Iterable[EndpointSlice], name: str) -> R
     hosts: dict[str, set[IP]] = {}
     targets: dict[Labels, set[tuple[int, str]]] = {}
     for each in slices:
-        if each.address_type == "FQDN":
+        if each.version is None:
             continue
         ports = {(labels, port.port) for port in each.ports if (labels := _port_labels(port.name, port.protocol))}
-        for host, ip in _hosts(each.endpoints, everybody=service.spec.publish_not_ready_addresses):
+        for host, ip in _hosts(each, everybody=service.spec.publish_not_ready_addresses):
             hosts.setdefault(host, set()).add(ip)
             for labels, number in ports:
                 if number:
@@ -104,14 +104,14 @@ def _headless(service: Service, slices: Iterable[EndpointSlice], name: str) -> R
     return Records(below, {ip: tuple(names) for ip, names in pointers.items()}, _inner(below))
 
 
-def _hosts(endpoints: Iterable[Endpoint], *, everybody: bool) -> Iterator[tuple[str, IP]]:
+def _hosts(one: EndpointSlice, *, everybody: bool) -> Iterator[tuple[str, IP]]:
     """Names and addresses of the endpoints that count. Nothing said about readiness is ready."""
-    for endpoint in endpoints:
+    for endpoint in one.endpoints:
         if endpoint.conditions.ready is False and not everybody:
             continue
         hostname = endpoint.hostname.lower()
         for text in endpoint.addresses:
-            if (ip := ip_of(text)) is not None:
+            if (ip := endpoint_ip(text, one.version)) is not None:
                 yield hostname if LABEL.match(hostname) else dashed(ip), ip
 
 

@@ -10,6 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from msgspec import UNSET, Meta, field
 
+from tortie.base.addr import IP, parse_ip
+from tortie.base.errors import ConfigError
 from tortie.model.k8s import Other
 from tortie.model.meta import Kind, Port, Problem, Resource, Value, cidr_problem, ip_problem
 
@@ -138,6 +140,16 @@ class EndpointHints(Value, frozen=True, kw_only=True):
     for_nodes: tuple[ForName, ...] = ()
 
 
+def endpoint_ip(text: str, version: int | None) -> IP | None:
+    """The address that is meant in a slice of an IP version. None where it is none, or is of the other version: not
+    every datastore looks at what it is given, and nobody can be reached there."""
+    try:
+        ip = parse_ip(text)
+    except ConfigError:
+        return None
+    return ip if ip.version == version else None
+
+
 class Endpoint(Value, frozen=True, kw_only=True):
     """What is reached under one of these addresses: the first counts for routing, all of them for policy."""
 
@@ -149,6 +161,10 @@ class Endpoint(Value, frozen=True, kw_only=True):
     hints: EndpointHints | None = None
     target_ref: Other = UNSET
     deprecated_topology: Other = UNSET
+
+    def ip(self, version: int | None) -> IP | None:
+        """The first address, by which services and routes go, if it is one of its slice's IP version."""
+        return endpoint_ip(self.addresses[0], version) if self.addresses else None
 
 
 class EndpointPort(Value, frozen=True, kw_only=True):
@@ -173,12 +189,17 @@ class EndpointSlice(Resource, frozen=True, kw_only=True):
     ports: tuple[EndpointPort, ...] = ()
 
     def problems(self) -> Iterator[Problem]:
-        if self.address_type == "FQDN":
+        version = self.version
+        if version is None:
             return
-        version = 4 if self.address_type == "IPv4" else 6
         for i, endpoint in enumerate(self.endpoints):
             for j, address in enumerate(endpoint.addresses):
                 yield from ip_problem(f"endpoints[{i}].addresses[{j}]", address, version)
+
+    @property
+    def version(self) -> int | None:
+        """Of IP; None of a slice that has names instead of addresses."""
+        return None if self.address_type == "FQDN" else int(self.address_type[-1])
 
     @property
     def service(self) -> str:

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 
 from tortie.base.addr import IP, Net, parse_ip, parse_net
 from tortie.base.errors import ConfigError, NotFound, suggest
-from tortie.calc.proxy.backends import address_of
 from tortie.calc.proxy.inputs import ZONE, ProxyInputs
 from tortie.calc.proxy.state import Backend, Entrance, Frontend, ProxyState, Served, ServiceKey
 from tortie.calc.state import DesiredState
@@ -163,8 +162,8 @@ class Services:
         """What a service's name leads to: ready endpoints with their port."""
         for one in self.slices(key):
             target = next((port.port for port in one.ports if port.name == port_name and port.port), None)
-            for end in one.endpoints if target and one.address_type != "FQDN" else ():
-                ip = address_of(end)
+            for end in one.endpoints if target else ():
+                ip = end.ip(one.version)
                 if end.conditions.ready is not False and ip is not None:
                     yield ip, target or 0
 

@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tortie.base.addr import IP, parse_ip
-from tortie.base.errors import ConfigError
+from tortie.base.addr import IP
 from tortie.calc.proxy.frontends import skipped, unreachable
 from tortie.calc.proxy.state import Backend, ServiceKey
 from tortie.model.policy import PROTOCOLS
@@ -64,9 +63,9 @@ class Choice:
 
 def offer(one: EndpointSlice, node: str) -> Offer | None:
     """None for a slice that is of no service, of names instead of addresses, or not for the node's proxy."""
-    if not one.service or one.address_type == "FQDN" or skipped(one.labels):
+    version = one.version
+    if not one.service or version is None or skipped(one.labels):
         return None
-    version = int(one.address_type[-1])
     refused: list[str] = []
     spots = [*_spots(one.endpoints, version, refused)]
     ports: dict[PortKey, Candidates] = {}
@@ -83,19 +82,11 @@ def _spots(endpoints: Iterable[Endpoint], version: int, refused: list[str]) -> I
     for number, endpoint in enumerate(endpoints):
         if not endpoint.addresses:
             continue
-        ip = address_of(endpoint)
-        if ip is None or ip.version != version or unreachable(ip):
+        ip = endpoint.ip(version)
+        if ip is None or unreachable(ip):
             refused.append(f'endpoints[{number}].addresses[0] "{endpoint.addresses[0]}"')
         else:
             yield ip, endpoint
-
-
-def address_of(endpoint: Endpoint) -> IP | None:
-    """None where there is none, or none that can be read."""
-    try:
-        return parse_ip(endpoint.addresses[0]) if endpoint.addresses else None
-    except ConfigError:
-        return None
 
 
 def _at(spots: Iterable[tuple[IP, Endpoint]], port: int) -> Iterator[Candidate]:
