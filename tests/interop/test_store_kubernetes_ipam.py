@@ -145,11 +145,14 @@ async def test_what_an_address_costs(api: Server, plugin: Path) -> None:
         pods = [Transfer((each,), f"net.p{number}", {}) for number, each in enumerate(held.ips[:3])]
         assert await host.hand_over("held-ready", pods) == ()
         settle = counted(api)
+        await asyncio.gather(*(host.release_by_handle(each.handle) for each in pods))
+        together = counted(api)
     finally:
         await store.close()
     assert assign == ASSIGN
     assert release == RELEASE
     assert settle == SETTLE, "of three pods"
+    assert together == TOGETHER, "of three pods: one alone, two together"
 
 
 ASSIGN = Counter(
@@ -158,6 +161,9 @@ ASSIGN = Counter(
 )
 RELEASE = Counter(["GET ipamconfigs", "GET ipamhandles", "GET ipamblocks", "PUT ipamblocks", "DELETE ipamhandles"])
 
+TOGETHER = Counter(
+    {"GET ipamconfigs": 2, "GET ipamhandles": 3, "GET ipamblocks": 2, "PUT ipamblocks": 2, "DELETE ipamhandles": 3}
+)
 SETTLE = Counter(
     {"GET ipamconfigs": 1, "GET ipamblocks": 1, "POST ipamhandles": 3, "PUT ipamblocks": 1, "GET ipamhandles": 1}
     | {"PUT ipamhandles": 1}

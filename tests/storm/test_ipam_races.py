@@ -194,10 +194,13 @@ async def actor(store: Store, node: str, name: str, dice: random.Random, ground:
             got = await mine.auto_assign(dice.randint(1, 3), handle=pods[-1], attrs={})
             ground.enter(pods[-1], [ip.ip for ip in got.ips])
         elif action < 0.8:
-            gone = pods.pop(dice.randrange(len(pods)))
-            ground.strike(gone)
-            with suppress(NotFound):
-                await mine.release_by_handle(gone)
+            gone = [pods.pop(dice.randrange(len(pods))) for _ in range(min(len(pods), dice.randint(1, 4)))]
+            for handle in gone:
+                ground.strike(handle)
+            said = await asyncio.gather(*map(mine.release_by_handle, gone), return_exceptions=True)
+            for error in said:
+                if error is not None and not isinstance(error, NotFound):
+                    raise error
         else:
             await mine.release_host_affinities(require_empty=dice.random() < 0.7)
 

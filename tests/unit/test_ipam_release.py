@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +16,7 @@ from tortie.base.errors import ConfigError, Conflict, NotFound, Unavailable
 from tortie.ipam import affinity as claims
 from tortie.ipam import names
 from tortie.ipam.affinity import ClaimedElsewhere, NotEmpty
+from tortie.ipam.assign import Ipam
 from tortie.ipam.block import Release
 from tortie.ipam.ledger import Ledger
 from tortie.ipam.owner import Owner
@@ -24,6 +27,7 @@ from tortie.model.ipam import (
     IPPool,
 )
 from tortie.model.meta import Metadata, changed
+from tortie.store.memory import MemoryStore
 
 
 @pytest.fixture(params=FAMILIES, ids=["ipv4", "ipv6"])
@@ -105,6 +109,89 @@ async def test_handle_that_counts_too_many_goes_with_its_release(cluster: Cluste
     assert len(findings) == 2
     assert all(each.harmless for each in findings)
     await cluster.ipam().release_by_handle("h")
+    assert await cluster.handles() == {}
+
+
+class Told(MemoryStore):
+    """Counts what is asked of it, with a moment's delay as a datastore has. While `held`, no block is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+        self.held: asyncio.Event | None = None
+
+    async def _note(self, call: str) -> None:
+        self.calls[call] += 1
+        await asyncio.sleep(0)
+        if self.held is not None and call == "update IPAMBlock":
+            await self.held.wait()
+
+    async def get(self, kind: Any, name: str, namespace: str = "") -> Any:
+        await self._note(f"get {kind.KIND.kind}")
+        return await super().get(kind, name, namespace)
+
+    async def update(self, obj: Any) -> Any:
+        await self._note(f"update {obj.KIND.kind}")
+        return await super().update(obj)
+
+
+async def pods(cluster: Cluster, count: int) -> tuple[Told, Ipam]:
+    """A desk at which so many handles, h0 to h9 and on, hold one address each."""
+    store = cluster.store = Told()
+    await cluster.node("node1")
+    await cluster.pool("10.0.0.0/24", block_size=26)
+    ipam = cluster.ipam()
+    for number in range(count):
+        await ipam.auto_assign(1, handle=f"h{number}", attrs={})
+    store.calls.clear()
+    return store, ipam
+
+
+async def test_those_that_go_at_once_are_one_write_of_their_block(cluster: Cluster) -> None:
+    store, ipam = await pods(cluster, 80)
+    await asyncio.gather(*(ipam.release_by_handle(f"h{number}") for number in range(80)))
+    assert await cluster.handles() == {}
+    # The first goes alone, since nobody waits yet; the others lie in two blocks.
+    assert store.calls["update IPAMBlock"] == 3
+    assert store.calls["get IPAMConfig"] == 2
+
+
+async def test_each_of_those_that_go_at_once_is_told_its_own(cluster: Cluster) -> None:
+    store, ipam = await pods(cluster, 4)
+    bad = await store.get(IPAMHandle, "h2")
+    await store.update(replace(bad, spec=replace(bad.spec, block=bad.spec.block | {"none": 1})))
+    names = ("h0", "h1", "never", "h2", "h3", "h3")
+    said = await asyncio.gather(*map(ipam.release_by_handle, names), return_exceptions=True)
+    assert [type(one).__name__ for one in said] == [
+        "NoneType", "NoneType", "NotFound", "ConfigError", "NoneType", "NoneType",
+    ]  # fmt: skip
+    assert list(await cluster.handles()) == ["h2"]
+    await store.update(replace(await store.get(IPAMHandle, "h2"), spec=bad.spec))
+    assert [str(ip) for ip in await ipam.ips_by_handle("h2")] == ["10.0.0.2"], "nothing of it was touched"
+
+
+@pytest.mark.parametrize("who", [0, 1, 2], ids=["the first", "who goes for all", "one that waits"])
+async def test_one_of_those_that_go_at_once_gives_up(cluster: Cluster, who: int) -> None:
+    """Whoever writes for all may be cancelled half-way: the others are released all the same."""
+    store, ipam = await pods(cluster, 6)
+    tasks = [asyncio.create_task(ipam.release_by_handle(f"h{number}")) for number in range(6)]
+    store.held = asyncio.Event()
+    async with asyncio.timeout(5):
+        while store.calls["update IPAMBlock"] < (2 if who == 1 else 1):
+            await asyncio.sleep(0.001)
+            if who == 1 and store.calls["update IPAMBlock"] == 1:
+                store.held.set()  # the first goes on
+                store.held = asyncio.Event()
+        tasks[who].cancel()
+        await asyncio.wait([tasks[who]])
+        store.held.set()
+        said = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(one).__name__ for one in said].count("NoneType") == 5
+    assert isinstance(said[who], asyncio.CancelledError)
+    left = await cluster.handles()
+    assert list(left) in ([], [f"h{who}"])
+    for handle in left:  # as the runtime's next DEL does
+        await ipam.release_by_handle(handle)
     assert await cluster.handles() == {}
 
 

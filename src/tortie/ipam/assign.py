@@ -38,7 +38,7 @@ from tortie.ipam.pools import (
     resolve,
 )
 from tortie.ipam.ready import Order
-from tortie.ipam.release import Released, release_by_handle, release_ips
+from tortie.ipam.release import Released, release_by_handles, release_ips
 from tortie.ipam.search import Claims, Ground, NoBlock, Search
 from tortie.model.ipam import (
     AllocationAttribute,
@@ -85,6 +85,15 @@ class Facts:
     node_labels: Mapping[str, str]
 
 
+@dataclass(slots=True, eq=False)
+class _Leaving:
+    """A handle that is to be released, and what has come of it."""
+
+    handle: str
+    done: bool = False
+    error: TortieError | None = None
+
+
 class Ipam:
     """The addresses of one node, or with `type="virtual"` of what is none (LoadBalancer services).
 
@@ -105,6 +114,8 @@ class Ipam:
         self._now = now
         self._matches = matches
         self._turn = asyncio.Lock()
+        self._leaving: list[_Leaving] = []
+        """Handles to be released by whoever has the turn next."""
         self._memory = Memory()
 
     async def config(self) -> IPAMConfigSpec:
@@ -338,9 +349,33 @@ class Ipam:
             return await release_ips(await self.ledger(), tuple(releases), self._matches)
 
     async def release_by_handle(self, handle: str) -> None:
-        """Releases everything that a handle holds. Raises NotFound if there is no such handle."""
-        async with self._turn:
-            await release_by_handle(await self.ledger(), handle, self._matches)
+        """Releases everything that a handle holds, together with whoever else waits for it: many pods that go at once
+        are one write of their block. Raises NotFound if there is no such handle."""
+        mine = _Leaving(handle)
+        self._leaving.append(mine)
+        try:
+            async with self._turn:
+                if not mine.done:
+                    await self._release_all()
+        finally:
+            with suppress(ValueError):  # another's turn has brought it
+                self._leaving.remove(mine)
+        if mine.error is not None:
+            raise mine.error
+
+    async def _release_all(self) -> None:
+        """For all that wait, in the turn of one of them. Should that one be cancelled, the others do it in theirs."""
+        together, self._leaving = self._leaving, []
+        try:
+            handles = {one.handle for one in together}
+            failures = await release_by_handles(await self.ledger(), handles, self._matches)
+        except TortieError as error:
+            failures = dict.fromkeys(handles, error)
+        except BaseException:
+            self._leaving = together + self._leaving
+            raise
+        for one in together:
+            one.done, one.error = True, failures.get(one.handle)
 
     async def count_what_is_held(self, handle: str) -> None:
         """Counts down what a crash has left a handle of this node's own counting too many."""

@@ -261,12 +261,13 @@ def _check_release(block: IPAMBlockSpec, slot: int, held: AllocationAttribute, w
         raise Conflict(f"release {wanted.ip}: assigned with sequence number {sequence}, not {wanted.sequence}")
 
 
-def release_handle(block: IPAMBlockSpec, handle: str, now: datetime, cooldown: int) -> Freed:
-    """Gives back every address that a handle holds here."""
-    slots = [slot for slot, held in held_slots(block) if held.handle_id == handle]
-    if not slots:
+def release_handles(block: IPAMBlockSpec, handles: Set[str], now: datetime, cooldown: int) -> Freed:
+    """Gives back every address that one of the handles holds here."""
+    found = [(slot, held.handle_id) for slot, held in held_slots(block) if held.handle_id in handles]
+    if not found:
         return Freed(block)
-    return Freed(collect_garbage(_cool(block, slots, now), now, cooldown), {handle: len(slots)})
+    counts = Counter(handle for _, handle in found if handle)
+    return Freed(collect_garbage(_cool(block, [slot for slot, _ in found], now), now, cooldown), counts)
 
 
 def _cool(block: IPAMBlockSpec, slots: Iterable[int], now: datetime) -> IPAMBlockSpec:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from tortie.base.addr import IP, Net, parse_net
-from tortie.base.errors import Conflict, NotFound, TortieError
+from tortie.base.errors import ConfigError, Conflict, NotFound, TortieError
 from tortie.ipam import affinity as claims
-from tortie.ipam.block import Freed, Release, is_empty, release, release_handle
+from tortie.ipam.block import Freed, Release, is_empty, release, release_handles
 from tortie.ipam.ledger import ATTEMPTS, Ledger, exhausted, pause
 from tortie.ipam.owner import Owner
 from tortie.ipam.pools import Matches, block_net, pool_of, selects_node
-from tortie.model.ipam import IPAMBlock, IPAMBlockSpec, IPPool
+from tortie.model.ipam import IPAMBlock, IPAMBlockSpec, IPAMHandle, IPPool
 from tortie.model.node import Node
 
+K = TypeVar("K")
+T = TypeVar("T")
+
 PARALLEL = 8
-"""Blocks worked on at a time: enough to hide a remote datastore's latency."""
+"""Blocks, or handles, worked on at a time: enough to hide a remote datastore's latency."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +40,14 @@ async def release_ips(ledger: Ledger, releases: Sequence[Release], matches: Matc
     releases = [_cleaned(each) for each in releases]
     pools = (await ledger.store.list(IPPool)).items
     groups, lost = await _by_block(ledger, releases, pools)
-    slots = asyncio.Semaphore(PARALLEL)
-
-    async def one(net: Net, wanted: list[Release]) -> tuple[IP, ...] | TortieError:
-        async with slots:
-            try:
-                return await _release_in(ledger, net, wanted, matches)
-            except TortieError as error:
-                return error
-
-    outcomes = await asyncio.gather(*(one(net, wanted) for net, wanted in groups.items()))
+    outcomes = await _together(lambda net: _release_in(ledger, net, groups[net], matches), groups)
     done, gone = list(lost), [each.ip for each in lost]
     errors: list[TortieError] = []
-    for wanted, outcome in zip(groups.values(), outcomes, strict=True):
+    for net, outcome in outcomes.items():
         if isinstance(outcome, TortieError):
             errors.append(outcome)
         else:
-            done += wanted
+            done += groups[net]
             gone += outcome
     return Released(tuple(done), tuple(dict.fromkeys(gone)), errors[0] if errors else None)
 
@@ -150,42 +146,83 @@ async def _settle(ledger: Ledger, block: IPAMBlockSpec, matches: Matches) -> Non
             await claims.release(ledger, owner, block.net, require_empty=True)
 
 
-async def release_by_handle(ledger: Ledger, handle: str, matches: Matches) -> None:
-    """Releases everything that a handle holds, and the handle. Raises NotFound if there is no such handle.
+async def release_by_handles(ledger: Ledger, handles: Collection[str], matches: Matches) -> dict[str, TortieError]:
+    """Releases everything that handles hold, and the handles; what all of them hold of a block in one write. Returns
+    why some are not released: NotFound for a handle that is not there.
 
-    Each block is written even if the handle, counting too many after a crash, holds nothing in it. An assignment for
-    this handle that is under way has counted itself in the handle before it writes the block; so either its write of
+    Each block is written even if a handle, counting too many after a crash, holds nothing in it. An assignment for
+    a handle that is under way has counted itself in the handle before it writes the block; so either its write of
     the block fails, or the handle has changed when it is to be deleted, and all is done again.
     """
-    stored = await ledger.handle(handle)
+    failures: dict[str, TortieError] = {}
+    left: dict[str, IPAMHandle] = {}
+
+    async def delete(handle: str) -> IPAMHandle | None:
+        """None when it is gone; else as it is now."""
+        try:
+            await ledger.delete_handle(left[handle])
+        except Conflict:
+            with suppress(NotFound):
+                return await ledger.handle(handle)
+        return None
+
+    left = _sorted(await _together(ledger.handle, handles), failures)
     for tried in range(ATTEMPTS):
         await pause(tried)
-        for cidr in stored.spec.block:
-            await _release_handle_in(ledger, parse_net(cidr), handle, matches)
-        try:
-            await ledger.delete_handle(stored)
-            return
-        except Conflict:
-            pass
-        try:
-            stored = await ledger.handle(handle)
-        except NotFound:
-            return
-    raise exhausted(f"release handle {handle}")
+        wanted: dict[Net, set[str]] = {}
+        for handle, stored in left.items():
+            try:
+                for net in [*map(parse_net, stored.spec.block)]:
+                    wanted.setdefault(net, set()).add(handle)
+            except ConfigError as error:
+                failures[handle] = error
+        release = partial(_release_handles_in, ledger, wanted, matches)
+        for net, outcome in (await _together(release, wanted)).items():
+            if outcome is not None:
+                failures |= dict.fromkeys(wanted[net], outcome)
+        left = _sorted(await _together(delete, left.keys() - failures.keys()), failures)
+        if not left:
+            return failures
+    return failures | {handle: exhausted(f"release handle {handle}") for handle in left}
 
 
-async def _release_handle_in(ledger: Ledger, net: Net, handle: str, matches: Matches) -> None:
+def _sorted(
+    found: Mapping[str, IPAMHandle | TortieError | None], failures: dict[str, TortieError]
+) -> dict[str, IPAMHandle]:
+    """The handles that are there; what went wrong with others goes to the failures."""
+    failures |= {handle: error for handle, error in found.items() if isinstance(error, TortieError)}
+    return {handle: stored for handle, stored in found.items() if isinstance(stored, IPAMHandle)}
+
+
+async def _together(work: Callable[[K], Awaitable[T]], keys: Iterable[K]) -> dict[K, T | TortieError]:
+    """What becomes of each, some at a time. Nothing is under way any more when it returns or raises."""
+    slots = asyncio.Semaphore(PARALLEL)
+
+    async def one(key: K) -> T:
+        async with slots:
+            return await work(key)
+
+    outcomes: dict[K, T | TortieError] = {}
+    keys = list(keys)
+    for key, outcome in zip(keys, await asyncio.gather(*map(one, keys), return_exceptions=True), strict=True):
+        if isinstance(outcome, BaseException) and not isinstance(outcome, TortieError):
+            raise outcome
+        outcomes[key] = outcome
+    return outcomes
+
+
+async def _release_handles_in(ledger: Ledger, wanted: Mapping[Net, Set[str]], matches: Matches, net: Net) -> None:
     for tried in range(ATTEMPTS):
         await pause(tried)
         try:
             block = await ledger.block(net)
         except NotFound:
             return
-        freed = release_handle(block.spec, handle, ledger.now(), ledger.cooldown)
+        freed = release_handles(block.spec, wanted[net], ledger.now(), ledger.cooldown)
         try:
             await _write(ledger, block, freed)
         except Conflict:
             continue
         await _settle(ledger, freed.block, matches)
         return
-    raise exhausted(f"release handle {handle} in block {net}")
+    raise exhausted(f"release {len(wanted[net])} handles in block {net}")
