@@ -150,6 +150,19 @@ def test_from_kube_proxy_and_back(node: Node, tmp_path: Path) -> None:
         process.wait()
 
 
+def test_it_says_what_to_do_when_nothing_says_where_pods_are(node: Node) -> None:
+    node.start("--cluster-cidr", "", "--services", "on")
+    until(lambda: "nothing says where pods" in (node.directory / "log").read_text(), "it is in the log")
+    _, text, _ = node.ask("status")
+    assert "set TORTIE_CLUSTER_CIDR in the agent's environment, or --cluster-cidr of tortie proxy" in text
+    here = node.directory / "node.yaml"
+    here.write_text("{apiVersion: v1, kind: Node, metadata: {name: n9}, spec: {podCIDRs: [10.244.9.0/24]}}")
+    status, _, error = _tortie("apply", "-f", str(here), "--datastore", str(node.directory / "store.db"))
+    assert status == 0, error
+    until(lambda: "nothing says where" not in node.ask("status")[1], "the Node says it")
+    assert (node.directory / "log").read_text().count("nothing says where pods") == 1
+
+
 def test_what_is_configured_is_not_undone(node: Node) -> None:
     node.start("--services", "off")
     status, _, error = node.ask("takeover")

@@ -15,10 +15,10 @@ from tortie.base.addr import parse_ip
 from tortie.calc.cluster import Cluster
 from tortie.calc.workloads import endpoint_of_pod
 from tortie.model.clusterpolicy import ClusterNetworkPolicy
-from tortie.model.ipam import BlockAffinity, IPAMBlock, IPAMHandle, IPPool
+from tortie.model.ipam import BlockAffinity, IPAMBlock, IPAMHandle, IPPool, IPPoolSpec
 from tortie.model.k8s import K8sNetworkPolicy, K8sNode, Namespace, Pod, ServiceAccount, VirtualMachineInstance
 from tortie.model.lease import Lease
-from tortie.model.meta import changed
+from tortie.model.meta import Metadata, changed
 from tortie.model.node import Node, NodeBGPSpec, NodeInterface
 from tortie.model.policy import NetworkPolicy
 from tortie.model.service import EndpointSlice, Service
@@ -376,6 +376,21 @@ def test_a_node_that_is_about_to_be_deleted_is_leaving(metadata, taints, leaving
     cluster = Cluster("node-1")
     cluster.put(node)
     assert cluster.state().proxy.leaving is leaving
+
+
+def test_without_a_pool_for_them_pods_are_where_kubernetes_has_put_them():
+    """As in a cluster whose network is another's, and only policy and services are ours."""
+    cluster = Cluster("elsewhere")
+    cluster.put(calico_node())
+    assert [str(net) for net in cluster.state().proxy.pods] == ["10.244.1.0/24"]
+    balancers = IPPoolSpec(cidr="192.0.2.0/24", allowed_uses=("LoadBalancer",))
+    cluster.put(IPPool(metadata=Metadata(name="balancers"), spec=balancers))
+    assert [str(net) for net in cluster.state().proxy.pods] == ["10.244.1.0/24"]
+    cluster.put(IPPool(metadata=Metadata(name="pods"), spec=IPPoolSpec(cidr="10.1.0.0/16")))
+    assert [str(net) for net in cluster.state().proxy.pods] == ["10.1.0.0/16"]
+    cluster.drop(IPPool, "", "pods")
+    cluster.drop(Node, "", KUBE_NODE["metadata"]["name"])
+    assert cluster.state().proxy.pods == ()
 
 
 def test_an_update_of_a_node_patches_annotations_alone():

@@ -102,6 +102,21 @@ def test_pods_are_where_pools_for_workloads_are() -> None:
     assert one.state().pods == (ip_network("10.244.128.0/17"), ip_network("fd00::/64"))
 
 
+def test_without_such_pools_pods_are_where_kubernetes_has_put_them() -> None:
+    one = ProxyInputs(HERE)
+    one.set_pool("balancers", parse_net("192.0.2.0/24"), workloads=False)
+    one.set_pod_cidrs("a", ["10.244.0.0/24", "fd00:1::/64"])
+    one.set_pod_cidrs("b", ["10.244.1.0/24", "nonsense"])
+    first = one.state()
+    assert first.pods == (ip_network("10.244.0.0/23"), ip_network("fd00:1::/64"))
+    one.set_pod_cidrs("b", ["10.244.1.0/24"])
+    assert one.state() is first
+    one.set_pod_cidrs("a", [])
+    assert one.state().pods == (ip_network("10.244.1.0/24"),)
+    one.set_pool("four", parse_net("10.1.0.0/16"))
+    assert one.state().pods == (ip_network("10.1.0.0/16"),)
+
+
 def test_options_go_into_the_state() -> None:
     nets = (parse_net("192.0.2.0/24"),)
     one = ProxyInputs(HERE, cluster_cidrs=[parse_net("10.1.0.0/16")], masquerade_all=True, node_ports=nets)

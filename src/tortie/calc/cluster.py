@@ -462,6 +462,7 @@ class Cluster:
         known_as = self._kubernetes_node if name == self.node else name
         leaving = node is not None and node.leaving
         self._proxy.set_node(known_as, node.labels if node is not None else None, leaving=leaving)
+        self._proxy.set_pod_cidrs(known_as, node.pod_cidrs if node is not None else ())
 
 
 def _whereabouts(endpoint: WorkloadEndpoint | None) -> tuple[str, tuple[IP, ...]]:

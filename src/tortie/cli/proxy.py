@@ -20,7 +20,7 @@ def proxy(
         Path | None, typer.Option("--lib-dir", help="For what is chosen on this node: /var/lib/calico.")
     ] = None,
     cluster_cidr: Annotated[
-        str, typer.Option("--cluster-cidr", metavar="NET,...", help="Where pods are; else pools and pod CIDRs say.")
+        str, typer.Option("--cluster-cidr", metavar="NET,...", help="Where pods are; else pools say, or pod CIDRs.")
     ] = "",
     services: Annotated[str, typer.Option("--services", help="auto, on or off, or $TORTIE_SERVICES.")] = "",
     nodeport_addresses: Annotated[

@@ -33,7 +33,7 @@ def versions_of_pools(pools: Iterable[IPPool]) -> set[int]:
 
 
 def versions_of_nodes(nodes: Iterable[K8sNode]) -> set[int]:
-    cidrs = (cidr for node in nodes for cidr in (*node.spec.pod_cidrs, node.spec.pod_cidr) if cidr)
+    cidrs = (cidr for node in nodes for cidr in node.pod_cidrs)
     return set(_versions(cidrs, lambda text: parse_net(text).version))
 
 

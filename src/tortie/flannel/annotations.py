@@ -117,7 +117,7 @@ def is_managed(node: K8sNode, names: Names) -> bool:
 def subnets(node: K8sNode, config: NetworkConfig) -> tuple[IPv4Network | None, IPv6Network | None]:
     """The pod CIDRs of the versions that are enabled. Raises ConfigError where there is none, and for one that is not
     inside the network."""
-    cidrs = node.spec.pod_cidrs or tuple(filter(None, [node.spec.pod_cidr]))
+    cidrs = node.pod_cidrs
     nets = [net_around(text) for text in cidrs]
     fours = [net for net in nets if isinstance(net, IPv4Network)]
     sixes = [net for net in nets if isinstance(net, IPv6Network)]

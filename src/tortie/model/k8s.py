@@ -319,6 +319,11 @@ class K8sNode(Resource, frozen=True, kw_only=True):
     status: Any = None
 
     @property
+    def pod_cidrs(self) -> tuple[str, ...]:
+        """Where its pods have their addresses; who is older says one alone, in another field."""
+        return self.spec.pod_cidrs or tuple(filter(None, [self.spec.pod_cidr]))
+
+    @property
     def leaving(self) -> bool:
         """Whether it is being deleted, or about to be."""
         taints = self.spec.taints if isinstance(self.spec.taints, list) else []

@@ -97,6 +97,12 @@ class Node(Resource, frozen=True, kw_only=True):
     status: Any = None
 
     @property
+    def pod_cidrs(self) -> tuple[str, ...]:
+        """What Kubernetes has given its pods: known where Kubernetes is the datastore."""
+        cidrs = self.status.get("podCIDRs") if isinstance(self.status, dict) else None
+        return tuple(one for one in cidrs if isinstance(one, str)) if isinstance(cidrs, list) else ()
+
+    @property
     def leaving(self) -> bool:
         """Whether Kubernetes deletes the machine, or is about to: known where Kubernetes is the datastore. Elsewhere
         Kubernetes' own Node is asked (`agent.node_leaving`)."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from tortie.base.addr import parse_net
 from tortie.base.errors import ConfigError
 from tortie.base.logs import Seldom
 from tortie.calc.proxy.election import asks_layer2
@@ -23,14 +22,13 @@ log = logging.getLogger(__name__)
 
 
 class Heard:
-    """Implements `store.mirror.Picture`. `node` is this one's name. Pools and the nodes' pod CIDRs say where pods are.
+    """Implements `store.mirror.Picture`. `node` is this one's name. Pools, or the nodes' pod CIDRs, say where pods are.
     `changed` is told every state that is another than the last."""
 
     def __init__(self, node: str, changed: Callable[[ProxyState], None]) -> None:
         self._inputs = ProxyInputs(node)
         self._changed = changed
         self._latest: ProxyState | None = None
-        self._pod_cidrs: dict[str, tuple[str, ...]] = {}
         self._complain = Seldom(log)
         self.complete = False
         """Whether everything has been listed once: before that nothing is told."""
@@ -51,7 +49,7 @@ class Heard:
             self._inputs.set_pool(title(IPPool.KIND, name), None)
         elif kind is K8sNode:
             self._inputs.set_node(name, None)
-            self._set_pod_cidrs(name, ())
+            self._inputs.set_pod_cidrs(name, ())
 
     def heard(self) -> None:
         if not self.complete:
@@ -70,16 +68,6 @@ class Heard:
             case IPPool(spec=spec):
                 workloads = "Workload" in spec.uses
                 self._inputs.set_pool(resource.title, spec.net, workloads=workloads, layer2=asks_layer2(resource))
-            case K8sNode(spec=node):
+            case K8sNode():
                 self._inputs.set_node(resource.name, resource.labels, leaving=resource.leaving)
-                self._set_pod_cidrs(resource.name, node.pod_cidrs or ((node.pod_cidr,) if node.pod_cidr else ()))
-
-    def _set_pod_cidrs(self, node: str, nets: tuple[str, ...]) -> None:
-        """A node's pod CIDRs are pools of their own."""
-        parsed = {f"pod CIDR {net} of {node}": parse_net(net) for net in nets}
-        for gone in self._pod_cidrs.get(node, ()):
-            if gone not in parsed:
-                self._inputs.set_pool(gone, None)
-        for name, net in parsed.items():
-            self._inputs.set_pool(name, net)
-        self._pod_cidrs[node] = tuple(parsed)
+                self._inputs.set_pod_cidrs(resource.name, resource.pod_cidrs)

@@ -50,8 +50,10 @@ LOCK = "tortie/services"
 TURN = 1.0
 """Seconds between two looks whether whoever has the lock has ended."""
 NOBODY = (
-    "nothing says where pods have their addresses, so everybody is masqueraded, and policy sees nodes: "
-    f"set {CLUSTER_CIDR}, or --cluster-cidr of tortie proxy"
+    "nothing says where pods have their addresses, no IPPool for workloads and no podCIDRs of a Node: everybody who "
+    "asks a service is masqueraded, and policy sees nodes in place of pods: set "
+    f"{CLUSTER_CIDR} in the agent's environment, or --cluster-cidr of tortie proxy, to the networks of pods, such as "
+    "10.244.0.0/16"
 )
 PATIENCE = 60.0
 """Seconds for the kernel to have what a person asks for."""
@@ -132,6 +134,10 @@ class Proxy:
     def _leaving(self) -> bool:
         return self._told_leaving or (self._state is not None and self._state.leaving)
 
+    @property
+    def _knows_no_pods(self) -> bool:
+        return self._state is not None and bool(self._state.services) and not self._state.pods
+
     async def run(self) -> None:
         """Until cancelled. Raises TortieError, in groups, when it cannot begin."""
         self._loop = asyncio.get_running_loop()
@@ -203,7 +209,8 @@ class Proxy:
         self._worker.submit(self._state if self._standing.on else None)
         self._announce(self._state)
         if self._standing.on:
-            self._tell(self._state.problems)
+            nobody = {"services": NOBODY} if self._knows_no_pods else {}
+            self._tell({**self._state.problems, **nobody})
 
     def _tell(self, problems: Mapping[str, str]) -> None:
         """Say once what is not served as it is asked for."""
@@ -284,7 +291,7 @@ class Proxy:
 
     def _about(self, other: Holder | None) -> AboutNode:
         told = [*self.also(), *self._health.failures.values(), *self._layer2.problems]
-        if self.serves and self._state is not None and self._state.services and not self._state.pods:
+        if self.serves and self._knows_no_pods:
             told.append(NOBODY)
         own = self._layer2.answering
         return AboutNode(

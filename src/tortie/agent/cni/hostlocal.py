@@ -32,7 +32,7 @@ def wants_pod_cidrs(conf: Mapping[str, Any]) -> bool:
 def pod_cidrs(node: K8sNode) -> PodCidrs:
     """Those of a node, one of each family at most. Raises ConfigError."""
     where = f"Node {node.name}"
-    listed = node.spec.pod_cidrs or tuple(filter(None, [node.spec.pod_cidr]))
+    listed = node.pod_cidrs
     if not listed:
         raise ConfigError("has no pod CIDR, and ipam asks for it", where, "spec.podCIDRs")
     found: dict[str, str] = {}

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 
-from tortie.base.addr import IP, Net, parse_ip, parse_net
+from tortie.base.addr import IP, parse_ip
 from tortie.base.errors import ConfigError, NotFound, suggest
 from tortie.calc.proxy.inputs import ZONE, ProxyInputs
 from tortie.calc.proxy.state import Backend, Entrance, Frontend, ProxyState, Served, ServiceKey
@@ -93,10 +92,10 @@ class Services:
         self._sharing: dict[IP | int, set[ServiceKey]] = defaultdict(set)
         """Services by their addresses and NodePorts: what is another's, too, may be the other's alone."""
         self._states: dict[tuple[str, frozenset[ServiceKey]], ProxyState] = {}
-        self._pod_cidrs: set[Net] = set()
+        self._pod_cidrs: dict[str, tuple[str, ...]] = {}
         for one in also:
             if isinstance(one, K8sNode):
-                self._pod_cidrs |= _pod_cidrs(one)
+                self._pod_cidrs[one.name] = one.pod_cidrs
             if isinstance(one, Service):
                 self._add(one)
             elif isinstance(one, EndpointSlice):
@@ -266,9 +265,8 @@ class Services:
             inputs.set_node(node, self._labels[node])
         for pool in self._pools:
             inputs.set_pool(pool.name, pool.net, workloads=not pool.load_balancer_only)
-        if all(pool.load_balancer_only for pool in self._pools):  # flannel's pods have addresses of pod CIDRs
-            for net in self._pod_cidrs:
-                inputs.set_pool(f"pod CIDR {net}", net)
+        for name, cidrs in self._pod_cidrs.items():
+            inputs.set_pod_cidrs(name, cidrs)
         for key in keys:
             inputs.set_service(*key, self._known[key])
             for one in self.slices(key):
@@ -293,12 +291,3 @@ def _places(service: Service) -> Iterator[IP | int]:
             except ConfigError:
                 continue
     yield from {port.node_port for port in spec.ports if port.node_port}
-
-
-def _pod_cidrs(node: K8sNode) -> set[Net]:
-    """Those that can be read."""
-    found: set[Net] = set()
-    for text in (*node.spec.pod_cidrs, node.spec.pod_cidr):
-        with suppress(ConfigError):
-            found.add(parse_net(text))
-    return found

@@ -116,7 +116,7 @@ def _new_pool(told: str, old: Net, evidence: Evidence) -> Net:
 
 def _nodes(evidence: Evidence) -> Iterator[NodeRow]:
     for node in evidence.all(K8sNode):
-        networks = node.spec.pod_cidrs or ((node.spec.pod_cidr,) if node.spec.pod_cidr else ())
+        networks = node.pod_cidrs
         own = node.metadata.annotations.get("flannel.alpha.coreos.com/public-ip", "")
         yield NodeRow(node.name, own or ", ".join(addresses(node)[:1]), networks, evidence.pods_on(node.name))
 

@@ -4,6 +4,7 @@
     EndpointSlice ─► offers ─┴───────────────────────────────┴─► serve ─► Served
     Node ──────────► the zone of this node, whether it is leaving; which ones load balancers leave out
     IPPool ────────► where pods are; which addresses are answered for by ARP and neighbour discovery
+    podCIDRs ──────► where pods are, if no pool is for them: addresses are somebody else's to give
 
 A change costs what the services have that it is about. Nothing here fails: what cannot be served as it is asked for is
 left out and is a problem of the state.
@@ -12,11 +13,14 @@ left out and is a problem of the state.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
-from tortie.base.addr import IP, Net, collapse
+from tortie.base.addr import IP, Net, collapse, parse_net
+from tortie.base.errors import ConfigError
 from tortie.calc.proxy.backends import Candidates, Offer, PortKey, merged, offer, whereabouts
 from tortie.calc.proxy.claims import Claims
 from tortie.calc.proxy.frontends import Asked, asked
@@ -55,7 +59,7 @@ class ProxyInputs:
         node_ports: tuple[Net, ...] | None = None,
     ) -> None:
         """`node` is what EndpointSlices call this one, "" none in particular. `cluster_cidrs`, where there are some,
-        take the place of pools. `node_ports`: the addresses of this node at which NodePorts are answered."""
+        take the place of pools and pod CIDRs. `node_ports`: where NodePorts are answered on this node."""
         self._node = node
         self._cidrs = tuple(collapse(cluster_cidrs))
         self._zone = ""
@@ -67,6 +71,8 @@ class ProxyInputs:
         self._offers: dict[SliceKey, Offer] = {}
         self._slices: dict[ServiceKey, set[SliceKey]] = {}
         self._ranges: dict[str, Range] = {}
+        self._pod_cidrs: dict[str, tuple[Net, ...]] = {}
+        """By node."""
         self._excluded: frozenset[str] = frozenset()
         self._served: dict[ServiceKey, Served] = {}
         self._here: Counter[IP] = Counter()
@@ -143,6 +149,15 @@ class ProxyInputs:
         self._changed.add("pods")
         if any(one is not None and one.layer2 for one in (old, new)):
             self._stale |= self._balanced
+
+    def set_pod_cidrs(self, node: str, cidrs: Iterable[str]) -> None:
+        """The networks that Kubernetes has given a node for its pods; none: it is gone. What is no network counts as
+        none."""
+        old, new = self._pod_cidrs.pop(node, ()), tuple(_nets(cidrs))
+        if new:
+            self._pod_cidrs[node] = new
+        if new != old:
+            self._changed.add("pods")
 
     def state(self) -> ProxyState:
         """The very same object as last time when nothing has changed. It is read by other threads: nothing in it
@@ -237,7 +252,8 @@ class ProxyInputs:
             self._problems.pop(whose, None)
 
     def _pods(self) -> tuple[Net, ...]:
-        return self._cidrs or tuple(collapse(one.net for one in self._ranges.values() if one.workloads))
+        pools = [one.net for one in self._ranges.values() if one.workloads]
+        return self._cidrs or tuple(collapse(pools or chain.from_iterable(self._pod_cidrs.values())))
 
     def _layer2(self) -> dict[IP, frozenset[str] | None]:
         """Services may share an address. Then it is for a node that all of them may have it on, if there is one."""
@@ -250,6 +266,12 @@ class ProxyInputs:
         return {
             ip: (frozenset.intersection(*of) or frozenset.union(*of)) if of else None for ip, of in asked_for.items()
         }
+
+
+def _nets(cidrs: Iterable[str]) -> Iterator[Net]:
+    for text in cidrs:
+        with suppress(ConfigError):
+            yield parse_net(text)
 
 
 def _refused(one: Offer) -> str:

@@ -73,8 +73,8 @@ def node_of(kube: K8sNode, *, use_pod_cidr: bool = False) -> tuple[Node, tuple[s
         **{attribute: said[name] for name, attribute in SPEC.items() if name in said},
     )
     status: Document = {name: said[key] for key, name in STATUS.items() if key in said}
-    if cidrs := _pod_cidrs(kube):
-        status["podCIDRs"] = list(cidrs)
+    if kube.pod_cidrs:
+        status["podCIDRs"] = list(kube.pod_cidrs)
     if kube.leaving:
         status["leaving"] = True
     labels = (_json(LABELS, said, dict[str, str], wrong) or {}) | kube.labels
@@ -166,12 +166,8 @@ def _addresses(bgp: NodeBGPSpec, status: Any) -> tuple[NodeAddress, ...]:
     return (*found, *(NodeAddress(address=str(one.get("address", "")), type=one["type"]) for one in wanted))
 
 
-def _pod_cidrs(kube: K8sNode) -> tuple[str, ...]:
-    return kube.spec.pod_cidrs or tuple(filter(None, [kube.spec.pod_cidr]))
-
-
 def _tunnel(kube: K8sNode, wrong: list[str]) -> str:
-    for cidr in _pod_cidrs(kube):
+    for cidr in kube.pod_cidrs:
         try:
             net = parse_net(cidr)
         except ConfigError as error:
