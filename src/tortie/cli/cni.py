@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from tortie.base.errors import ConfigError
 from tortie.cli import cni_run, cni_validate
 
 app = typer.Typer(no_args_is_help=True, help="The CNI plugins of this node, and networks made of them.")
@@ -79,6 +80,8 @@ def serve(socket: Socket = Path("/run/tortie/plugins.sock")) -> None:
     """Serve calls of the installed plugins, which then need not start Python each time. Ends on SIGTERM."""
     from tortie.cni.install import base_python
 
+    if os.geteuid() != 0:
+        raise ConfigError("plugins program the kernel: run it as root")
     program = str(Path(__file__).parents[1] / "cni" / "resident.py")
     os.execv(base_python(), [base_python(), "-I", "-S", program, str(socket)])
 

@@ -7,6 +7,7 @@ Modules of commands are imported at every start, so they import what is heavy in
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -53,10 +54,12 @@ from tortie.cli import (
     services,
     simulate,
     status,
+    streams,
     uninstall,
     version,
     watch,
 )
+from tortie.cli.start import INTERRUPTED
 
 COMMANDS: tuple[tuple[str, Callable[..., Any]], ...] = (
     ("apply", resources.apply),
@@ -112,8 +115,9 @@ OF_A_NODE: tuple[tuple[str, Callable[..., Any]], ...] = (
 
 FLANNELD = "flanneld"
 """A link of this name to `tortie` is `tortie flanneld`."""
-INTERRUPTED = 128 + 2  # as a shell reports SIGINT
 CLOSED_PIPE = 1  # as typer ends when the pipe closes while a command prints
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Why nothing more can be written, to a file that Python does not name: standard output, mostly."""
 
 # typer brings its own click from 0.20 on and click is a package of its own before; this is ClickException in both.
 USAGE_ERROR: type[BaseException] = typer.BadParameter.__mro__[2]
@@ -197,6 +201,23 @@ def command_line() -> Callable[..., Any]:
 
 def main(arguments: Sequence[str] | None = None, program: str = "") -> int:
     """Run one command; the exit status. `program` is the name by which it is called, if that is not this process's."""
+    if arguments is None:
+        streams.begin()
+    try:
+        return _run(arguments, program)
+    except BrokenPipeError:
+        streams.drop_unwritten()
+        return CLOSED_PIPE
+    except OSError as error:
+        told = of_a_file(error)
+        if told is None:
+            raise
+        streams.drop_unwritten()
+        return _refused([told])
+
+
+def _run(arguments: Sequence[str] | None, program: str) -> int:
+    """Raises OSError, for a bug or for a file that cannot be used."""
     if arguments is None and os.path.basename(sys.argv[0]) == FLANNELD:
         from tortie.flannel.__main__ import main as flanneld
 
@@ -209,9 +230,6 @@ def main(arguments: Sequence[str] | None = None, program: str = "") -> int:
         return status if isinstance(status, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone: nothing more to flush to it
-        return CLOSED_PIPE
     except USAGE_ERROR as error:
         return _usage(error)
     except TortieError as error:
@@ -221,6 +239,14 @@ def main(arguments: Sequence[str] | None = None, program: str = "") -> int:
         if expected is None or bugs is not None:
             raise
         return _refused(_leaves(expected))
+
+
+def of_a_file(error: OSError) -> TortieError | None:
+    """What a file that the command needs, or a full disk, has against it; None for what no caller can change."""
+    if error.filename is not None:
+        hint = ": try again as root" if isinstance(error, PermissionError) and os.geteuid() != 0 else ""
+        return TortieError(f"{error.filename}: {error.strerror}{hint}")
+    return TortieError(f"cannot write: {error.strerror}") if error.errno in NO_ROOM else None
 
 
 def _refused(errors: Iterable[BaseException]) -> int:
