@@ -41,12 +41,13 @@ def test_every_check_passes_and_nothing_is_left() -> None:
     assert time.monotonic() - began < 120  # half a minute when nothing else runs
 
 
-def test_interrupted_it_leaves_nothing() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_leaves_nothing(number: signal.Signals) -> None:
     tour = subprocess.Popen(DEMO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     deadline = time.monotonic() + 30
     while read_pid(LabDirectory(NAME).agent_pid("node3")) is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    os.killpg(tour.pid, signal.SIGINT)
+    os.killpg(tour.pid, number)
     output, _ = tour.communicate(timeout=30)
-    assert tour.returncode == 130, output
+    assert tour.returncode == 128 + number, output
     assert network.leftovers(LabDirectory(NAME)) == []

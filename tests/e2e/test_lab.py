@@ -279,12 +279,13 @@ def test_down_cleans_up_whatever_was_killed_before(other: Lab) -> None:
     assert "there is no lab" in other.tortie("lab", "down", "--name", other.name)
 
 
-def test_an_interrupted_up_leaves_nothing(other: Lab) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_up_leaves_nothing(other: Lab, number: signal.Signals) -> None:
     process = other.start("lab", "up", "--name", other.name, "--nodes", "2", start_new_session=True)
     until(lambda: read_pid(other.directory.kubelet_pid) is not None, "it has begun")
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert network.leftovers(other.directory) == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socketserver
 import subprocess
 import sys
@@ -173,6 +174,30 @@ def test_what_cannot_be_collected_is_said(tmp_path: Path) -> None:
     found = contents(tmp_path / "diags.tar.gz")
     assert found["links.txt"].endswith("cannot be run: No such file or directory\n")
     assert "agent" in found["agent/node.json"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_stopped_it_leaves_no_archive(tmp_path: Path, number: signal.Signals) -> None:
+    script = (
+        "import pathlib, sys, time\n"
+        "from tortie.cli.stopping import stopped_as_by_interrupt\n"
+        "from tortie.cli.tarball import Tarball\n"
+        "with stopped_as_by_interrupt(), Tarball(pathlib.Path(sys.argv[1]), 'diags') as tar:\n"
+        "    tar.add('a', 'text')\n"
+        "    print('begun', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "diags.tar.gz")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        assert len(list(tmp_path.iterdir())) == 1
+        process.send_signal(number)
+        process.communicate(timeout=30)
+    assert process.returncode == (-number if number == signal.SIGINT else 128 + number), (
+        "our main makes 130 of an interrupt"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_archive_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ import typer
 
 from tortie.base.errors import ConfigError, TortieError
 from tortie.cli.datastore import LABS, UNAUTHORIZED, Datastore, Lab, asked_anyway, locate, place_of
+from tortie.cli.stopping import stopped_as_by_interrupt
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -74,15 +75,12 @@ def diags(
     focus = tuple(filter(None, focus_nodes.split(",")))
     where = locate(datastore, lab)
     title = f"calico-diagnostics-{datetime.now(UTC):%Y%m%d_%H%M%S}"
-    tar = Tarball(output or Path(f"{title}.tar.gz"), title)
-    typer.echo("Collecting cluster diagnostics")
-    try:
+    with stopped_as_by_interrupt(), Tarball(output or Path(f"{title}.tar.gz"), title) as tar:
+        typer.echo("Collecting cluster diagnostics")
         _add_objects(tar, datastore, lab)
         with ThreadPoolExecutor(max_parallelism) as threads:
             _add_lab(tar, threads, where, focus, max_logs)
             _add_kubernetes(tar, threads, where, since, focus, max_logs)
-    finally:
-        tar.close()
     typer.echo(f"Diagnostics saved to {tar.path}")
 
 

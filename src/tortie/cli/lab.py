@@ -12,6 +12,7 @@ import typer
 
 from tortie.cli import lab_link
 from tortie.cli.lab_link import Name, chosen
+from tortie.cli.stopping import stopped_as_by_interrupt
 from tortie.lab.defaults import CANAL, DEFAULT_NAME, DEFAULT_NODES, DEFAULT_POOL, DEFAULT_POOL6, FLANNEL
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ def up(
     was_complete = cluster.is_complete(directory)
     began = time.monotonic()
     added = {} if cni not in ("", FLANNEL, CANAL) else _netconf(netconf or [])
-    asyncio.run(cluster.up(wanted, directory, Steps(console), added))
+    with stopped_as_by_interrupt():
+        asyncio.run(cluster.up(wanted, directory, Steps(console), added))
     how = "was up already" if was_complete else f"is up, in {time.monotonic() - began:.1f} s"
     console.print(f"lab [bold]{name}[/bold] {how}")
     console.print(f"its datastore: {directory.store}", style="dim", soft_wrap=True)
@@ -251,7 +253,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
     name: Name = "",
 ) -> None:
-    """What a pod printed, or whom it answered; the log of a node's agent flanneld or proxy, a router, the outside
+    """What a pod printed, or whom it answered; the log of a node's agent, flanneld or proxy, a router, the outside
     host, the kubelet or the controllers."""
     from tortie.base.errors import NotFound
     from tortie.lab import places
@@ -334,4 +336,6 @@ def demo(
     """A tour: a cluster, pods, policy, faults and clean-up, each step checked. Under a minute."""
     from tortie.lab.demo import tour
 
-    raise typer.Exit(tour(keep, cni))
+    with stopped_as_by_interrupt():
+        status = tour(keep, cni)
+    raise typer.Exit(status)

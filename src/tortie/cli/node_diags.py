@@ -19,6 +19,7 @@ import typer
 from tortie.agent.client import ask
 from tortie.base.errors import ConfigError, TortieError
 from tortie.cli.node import HERE, sockets
+from tortie.cli.stopping import stopped_as_by_interrupt
 
 if TYPE_CHECKING:
     from tortie.cli.tarball import Tarball
@@ -90,12 +91,9 @@ def diags(
     ((name, socket),) = places.items()
     own = name if name != HERE and socket.parent.parent.name == "nodes" else ""
     title = f"diags-{own or 'node'}-{datetime.now(UTC):%Y%m%d_%H%M%S}"
-    tar = Tarball(output or Path(f"{title}.tar.gz"), title)
-    typer.echo("Collecting diagnostics")
-    try:
+    with stopped_as_by_interrupt(), Tarball(output or Path(f"{title}.tar.gz"), title) as tar:
+        typer.echo("Collecting diagnostics")
         collect(tar, socket, log_dir, _inside(own, socket.parents[2].name) if own else ())
-    finally:
-        tar.close()
     typer.echo(f"Diags saved to {tar.path}")
 
 

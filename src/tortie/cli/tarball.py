@@ -19,7 +19,8 @@ MOST_OF_A_FILE = 4 << 20
 
 
 class Tarball:
-    """Texts come in by `add` and are in the file at once; `directory` is what all of them are in."""
+    """Texts come in by `add` and are in the file at once; `directory` is what all of them are in. As a context it
+    leaves no file where the block raises."""
 
     def __init__(self, path: Path, directory: str) -> None:
         """Raises ConfigError when the file cannot be written."""
@@ -33,6 +34,18 @@ class Tarball:
             raise ConfigError(f"cannot be written: {error.strerror}", str(path)) from None
         self._file = os.fdopen(opened, "wb")
         self._tar = tarfile.open(fileobj=self._file, mode="w:gz")  # noqa: SIM115
+
+    def __enter__(self) -> Tarball:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            self.close()
+        except OSError:
+            self.path.unlink(missing_ok=True)
+            raise
+        if kind is not None:
+            self.path.unlink(missing_ok=True)
 
     def add(self, name: str, text: str | bytes) -> None:
         whole = text if isinstance(text, bytes) else text.encode()
