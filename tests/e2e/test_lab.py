@@ -67,6 +67,23 @@ def test_status_has_nodes_sessions_and_pods(lab: Lab) -> None:
     assert shown.count(", ready") == 3, "two agents and the controllers"
 
 
+def test_a_pipe_gets_whole_addresses_whatever_else_is_in_the_line(lab: Lab) -> None:
+    variables = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | {"TORTIE_LAB": lab.name}
+    command = [sys.executable, "-m", "tortie.cli.main", "lab", "status"]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True, timeout=PATIENCE)
+    shown = set(done.stdout.replace("│", " ").split())
+    assert {entry.ip for name in "abc" for entry in lab.pod(name).status.pod_ips} <= shown
+    assert "message" not in shown, "nobody has one"
+
+
+def test_a_narrow_terminal_loses_nothing(lab: Lab) -> None:
+    variables = os.environ | {"TORTIE_LAB": lab.name, "COLUMNS": "40"}
+    command = [sys.executable, "-m", "tortie.cli.main", "lab", "status"]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True, timeout=PATIENCE)
+    assert "…" not in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines()) == 40
+
+
 @pytest.mark.parametrize("options", [(), ("-6",), ("--protocol", "icmp"), ("--protocol", "icmp", "-6")], ids=" ".join)
 def test_every_pod_reaches_every_pod_and_the_outside(lab: Lab, options: tuple[str, ...]) -> None:
     pairs = lab.matrix(*options)

@@ -25,6 +25,8 @@ app = typer.Typer(no_args_is_help=True, help="A whole cluster on this machine, i
 app.add_typer(lab_link.app, name="link")
 
 _FOLLOW_SECONDS = 0.2
+WIDEST = 1000
+"""Characters in a line where no terminal says how many fit."""
 
 
 @app.command()
@@ -209,7 +211,10 @@ def status(name: Name = "") -> None:
 
     machine.check_root()
     found = asyncio.run(cluster.status(LabDirectory(chosen(name))))
-    Console().print(tables.render(found))
+    console, shown = Console(), tables.render(found)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=console.measure(shown, options=console.options.update(max_width=WIDEST)).maximum)
+    console.print(shown)
     if not found.healthy:
         raise typer.Exit(1)
 

@@ -48,7 +48,7 @@ def _nodes(status: LabStatus) -> Table:
     proxy = ("proxy",) if any(row.proxy for row in status.nodes) else ()
     of_agents = ("agent", *(() if flannel else ("BGP",))) if status.lab.has_agents else ()
     for heading in ("node", "address", *own, *flannel, *proxy, *of_agents, "pods"):
-        table.add_column(heading, justify="right" if heading == "pods" else "left")
+        table.add_column(heading, justify="right" if heading == "pods" else "left", overflow="fold")
     for row in status.nodes:
         ipv4, ipv6 = (str(interface.ip) for interface in (row.host.ipv4, row.host.ipv6))
         every = row.wanted | row.state.sessions.keys()
@@ -98,7 +98,7 @@ def _troubles(status: LabStatus) -> Iterator[Text]:
 def _routers(rows: tuple[RouterRow, ...]) -> Table:
     table = Table(title="routers", title_justify="left", title_style="bold")
     for heading in ("router", "address", "AS", "daemon", "BGP"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for row in rows:
         router = row.router
         addresses = "  ".join(address.partition("/")[0] for address in router.addresses[:2])
@@ -114,15 +114,19 @@ def _sessions(established: int, total: int) -> Text:
 
 
 def _pods(pods: Sequence[Pod]) -> Table:
+    """An address has a line of its own, and nothing has a column that is empty: people copy addresses, whole ones."""
     table = Table(title="pods", title_justify="left", title_style="bold")
-    for heading in ("namespace", "name", "phase", "node", "addresses", "message"):
+    messages = {id(pod): message_of(pod) for pod in pods}
+    message = ("message",) if any(messages.values()) else ()
+    for heading in ("namespace", "name", "phase", "node", "addresses", *message):
         table.add_column(heading, overflow="fold")
     for pod in pods:
         phase = pod.status.phase or "Pending"
-        ips = "  ".join(entry.ip for entry in pod.status.pod_ips)
+        ips = "\n".join(entry.ip for entry in pod.status.pod_ips)
         unready = phase == "Running" and not pod.ready
         shown = Text("Running, not ready", "yellow") if unready else Text(phase, _PHASE_STYLES.get(phase, "yellow"))
-        table.add_row(pod.namespace, pod.name, shown, pod.spec.node_name or "-", ips or "-", Text(message_of(pod)))
+        said = [Text(messages[id(pod)])] if message else []
+        table.add_row(pod.namespace, pod.name, shown, pod.spec.node_name or "-", ips or "-", *said)
     return table
 
 
