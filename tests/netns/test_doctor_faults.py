@@ -161,7 +161,8 @@ def test_the_way_that_is_cut(one: Node, router: Ns) -> None:
         one.ns.run("birdc", "-s", str(one.run_dir / "bird.ctl"), "restart", "all")
         assert "BGP: two 10.7.2.1: does not answer TCP 179" in said(findings(one), "bad")
     with broken(router, f"{wall}icmp type echo-request drop'", "nft delete table ip w"):
-        assert "way: two 10.7.2.1: does not answer ping, though TCP passes" in said(findings(one), "warn")
+        cut = "way: two 10.7.2.1: does not answer ping, "  # the session may be up again by now, or not
+        assert any(text.startswith(cut) for text in said(findings(one), "warn"))
     with broken(router, "ip link set port2 down", "ip link set port2 up"):
         assert any(text.startswith("way: two 10.7.2.1: does not answer") for text in said(findings(one), "bad"))
 

@@ -107,7 +107,8 @@ def test_a_pod_comes_before_a_node_of_its_name() -> None:
 
 @pytest.mark.parametrize(
     ("text", "error"),
-    [("red/nobody", NotFound), ("nobody", NotFound), ("300.1.2.3", ConfigError), ("svc/red/web", NotFound),
+    [("red/nobody", NotFound), ("nobody", NotFound), ("300.1.2.3", ConfigError), ("10.0.0.0/8", ConfigError),
+     ("fd00::/64", ConfigError), ("node:n1", ConfigError), ("svc/red/web", NotFound),
      ("gns/none", NotFound), ("netset/red/none", NotFound), ("node/n9", NotFound),
      ("svc/web:80", ConfigError), ("svc/", ConfigError)],
 )  # fmt: skip

@@ -254,9 +254,7 @@ def test_a_mistake_is_one_line_with_file_and_field(changes: dict[str, Any], comp
 
 
 def test_what_is_no_topology_says_what_there_is() -> None:
-    with pytest.raises(
-        ConfigError, match=r"rings: is neither a file .* cross-subnet, mesh, rr, two-racks; or the path"
-    ):
+    with pytest.raises(ConfigError, match=r"rings: is neither a file .* cross-subnet, mesh, rr, two-racks$"):
         load("rings")
     with pytest.raises(ConfigError, match=r"x: is not one mapping"):
         parse("- a\n", "x")

@@ -240,6 +240,7 @@ def test_something_to_be_settled_is_status_1(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--plan"], "say what the cluster has now: --from calico or --from flannel"),
         (["--from", "cilium", "--plan", "-f", "x"], '"cilium" is not one of calico, flannel'),
         (["--from", "calico", "-f", "x"], "say --plan"),
         (["--from", "calico", "--plan"], "give -f with files of objects, or --kubeconfig"),

@@ -260,7 +260,11 @@ TEXTS = [
     ("a: 1\na: 2\n", 'line 2, column 1: not valid YAML: key "a" is given twice'),
     ("a: {b: 1, 'b': 2}\n", 'line 1, column 11: not valid YAML: key "b" is given twice'),
     ("? [a]\n: b\n", "line 1, column 3: not valid YAML: a key must be plain text"),
-    ("a: b: c\n", "line 1, column 5: not valid YAML: mapping values are not allowed in this context"),
+    ("a: b: c\n",
+     'line 1, column 5: not valid YAML: a ":" where none can be: text with one in it must be in quotes, or the line is '
+     "indented too far"),
+    ("a:\n\tb: 1\n", "line 2, column 1: not valid YAML: a tab, where only spaces can be"),
+    ("a: @b\n", "line 1, column 4: not valid YAML: what begins with @ must be in quotes"),
     ("{a: 1\n", "line 2, column 1: not valid YAML: did not find expected ',' or '}'"),
     ("a: |\n b\n\tc\n",
      "line 3, column 1: not valid YAML: found a tab character where an indentation space is expected"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -99,6 +100,17 @@ def test_what_apply_refuses_is_refused_with_the_same_words() -> None:
     with pytest.raises(ExceptionGroup) as caught:
         Simulation.of([pod, policy])
     assert [str(error) for error in caught.value.exceptions] == [f"NetworkPolicy default/p: {refused.value}"]
+
+
+def test_standard_input_is_a_file_like_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for given in (deployment("b"), "a:\n\tb: 1\n"):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
+        if "\t" in given:
+            with pytest.raises(ExceptionGroup) as caught:
+                Simulation.read("-")
+            assert str(caught.value.exceptions[0]).startswith("standard input: line 2")
+        else:
+            assert Simulation.read([files(tmp_path, a=deployment("a")), "-"]).names == ("shop/a", "shop/b")
 
 
 def test_a_missing_directory_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -308,6 +320,8 @@ def test_diff_ends_as_ci_wants_it(capsys: pytest.CaptureFixture[str]) -> None:
         ["-f", AFTER, "--against", "live", "--datastore", "/nowhere/store.db"],
         ["-f", BEFORE, "-f", AFTER, "--fail-on", "opened"],
         ["-f", BEFORE, "-f", AFTER, "-o", "yaml"],
+        ["-f", "-", "-f", "-"],
+        ["--before", "-", "--after", "-"],
     ],
 )
 def test_what_diff_cannot_compare_is_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,8 @@ Paths = list[str] | None
 
 def diff(
     filename: Annotated[
-        Paths, typer.Option("-f", "--filename", metavar="PATH", help="First before, then after; only after: --against.")
+        Paths,
+        typer.Option("-f", "--filename", metavar="PATH|-", help="First before, then after; only after: --against."),
     ] = None,
     before: Annotated[
         Paths, typer.Option("--before", metavar="PATH", help="Manifests before; can be repeated.")
@@ -61,6 +62,8 @@ def diff(
 
 def _sets(files: list[str], before: list[str], after: list[str], against: str) -> tuple[list[str], list[str]]:
     """The paths of before and after; no paths before: the live cluster. Raises ConfigError."""
+    if [*files, *before, *after].count("-") > 1:
+        raise ConfigError("standard input can be read once: give a file for before, or for after", "-")
     if against not in ("", LIVE):
         raise ConfigError(f'"{against}" is not {LIVE}: name other manifests with --before', "--against")
     if against and before:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -106,7 +107,7 @@ def _without_agent(seconds: float = SECONDS) -> Mapping[str, Any]:
 
 
 def _no_answer(node: str, why: str) -> Mapping[str, Any]:
-    todo = "start it, or look at its log"
+    todo = "start it, or look at its log" if os.geteuid() == 0 else "try again as root, whom alone agents answer"
     return {"node": node, "time": time.time(), "findings": [_finding("bad", "agent", why, todo)]}
 
 

@@ -174,10 +174,12 @@ def _netconf(paths: list[Path]) -> dict[str, object]:
     (path,) = paths
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: {error}", "--netconf") from None
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", "--netconf", str(path)) from None
+    except ValueError as error:
+        raise ConfigError(f"is not JSON: {error}", "--netconf", str(path)) from None
     if not isinstance(document, dict):
-        raise ConfigError(f"{path} holds no JSON object", "--netconf")
+        raise ConfigError("is not one JSON object", "--netconf", str(path))
     return document
 
 

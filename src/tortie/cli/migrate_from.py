@@ -47,6 +47,8 @@ def migrate(
 
 
 def _check(source: str, plan: bool, filename: list[str] | None, kubeconfig: str, pool: str, output: str) -> None:
+    if not source:
+        raise ConfigError("say what the cluster has now: --from calico or --from flannel")
     one_of(source, SOURCES, "--from")
     if not plan:
         raise ConfigError("the steps are yours to take: say --plan to have them printed")

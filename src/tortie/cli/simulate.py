@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from tortie.calc.simulate.matrix import Table
 
 Files = Annotated[
-    list[str], typer.Option("-f", "--filename", metavar="PATH", help="Manifests: a file, or a directory and all below.")
+    list[str],
+    typer.Option("-f", "--filename", metavar="PATH|-", help="Manifests: a file, or a directory and all below."),
 ]
 ALLOW, DENY = "allow", "deny"
 

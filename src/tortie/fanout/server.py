@@ -103,6 +103,8 @@ class Server:
                     ssl_handshake_timeout=GREETING if context else None,
                 )  # fmt: skip
                 found = Address(where.host, listener.sockets[0].getsockname()[1])
+        except socket.gaierror as error:
+            raise ConfigError(f"no address is known for {where.host}: {error.strerror}", str(where)) from None
         except OSError as error:
             raise ConfigError(f"cannot listen: {os.strerror(error.errno or 0)}", str(where)) from None
         self._listeners.append(listener)

@@ -183,8 +183,7 @@ def load(name: str) -> Blueprint:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        known = f"{', '.join(built_in())}; or the path of a file"
-        what = f"is neither a file ({error.strerror}) nor one of {known}"
+        what = f"is neither a file ({error.strerror}) nor one of {', '.join(built_in())}"
         raise ConfigError(what, name) from None
     except UnicodeDecodeError:
         raise ConfigError("is no text in UTF-8", name) from None

@@ -36,9 +36,14 @@ def protocol_number(protocol: int | str) -> int | None:
     return _PROTOCOL_BY_LOWER.get(protocol.lower())
 
 
+def no_protocol(protocol: int | str) -> str:
+    """What is said of one for which there is no number."""
+    return f'"{protocol}" is not a protocol: {", ".join(PROTOCOLS)} or a number from 1 to 255'
+
+
 def protocol_problem(path: str, protocol: int | str | None) -> Iterator[Problem]:
     if protocol is not None and protocol_number(protocol) is None:
-        yield path, f'"{protocol}" is not a protocol: {", ".join(PROTOCOLS)} or a number from 1 to 255'
+        yield path, no_protocol(protocol)
 
 
 def port_range(port: int | str) -> tuple[int, int] | str:

@@ -50,7 +50,7 @@ def load_all(text: str | bytes) -> Iterator[Any]:
                 builder.take(event)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise ConfigError(f"not valid YAML: {error.problem or error.context}", _place(mark)) from None
+        raise ConfigError(f"not valid YAML: {_clearer(error, stream, mark)}", _place(mark)) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"not valid YAML: {str(error).splitlines()[0]}") from None
 
@@ -251,6 +251,18 @@ def _mappings(value: Any, event: Any) -> list[dict[str, Any]]:
 
 def _unknown_tag(event: Any) -> ConfigError:
     return ConfigError(f'not valid YAML: tag "{event.tag}" cannot be used here', _place(event.start_mark))
+
+
+def _clearer(error: Any, text: str, mark: Any) -> str:
+    """What the parser says, but for what it says of the commonest mistakes."""
+    said = str(error.problem or error.context)
+    if "cannot start any token" in said:
+        line = text.split("\n")[mark.line]
+        begin = line[mark.column : mark.column + 1]
+        return "a tab, where only spaces can be" if begin == "\t" else f"what begins with {begin} must be in quotes"
+    if said.startswith("mapping values are not allowed"):
+        return 'a ":" where none can be: text with one in it must be in quotes, or the line is indented too far'
+    return said
 
 
 def _place(mark: Any) -> str:

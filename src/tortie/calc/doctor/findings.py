@@ -128,7 +128,7 @@ def _addresses(seen: Seen) -> Iterator[Finding]:
             text = f"this node's address {ip} is on no interface: neither BGP nor tunnels work"
             yield Finding("bad", "address", text, todo="ip address add, or correct the Node's spec.bgp")
         elif not one.up or not one.carrier:
-            text = f"{one.name}, which has this node's address {ip}, is down"
+            text = f"has this node's address {ip}, and is down"
             yield Finding("bad", "address", text, one.name, f"ip link set {one.name} up; is there a carrier?")
         else:
             good.append(f"{ip} on {one.name}")
@@ -355,6 +355,10 @@ def _unreached(way: Way, outside_works: bool) -> Iterator[Finding]:
         else:
             todo = "nor does the node itself"
         yield Finding("bad", "way", text, _title(way), todo)
+    elif way.bgp is not None and way.bgp.why == "established":  # nobody has tried TCP now
+        text = "does not answer ping, while its BGP session still stands"
+        todo = "is ICMP filtered? BGP notices a way that is cut within its hold time: look again then"
+        yield Finding("warn", "way", text, _title(way), todo)
     elif way.bgp is not None and way.bgp.result in ("open", "closed", "refused"):
         yield Finding("warn", "way", "does not answer ping, though TCP passes", _title(way), "is ICMP filtered?")
     else:

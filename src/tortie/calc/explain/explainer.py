@@ -14,7 +14,7 @@ from tortie.calc.explain.party import Party
 from tortie.calc.explain.picture import Picture
 from tortie.calc.explain.services import Services
 from tortie.model.meta import Resource
-from tortie.model.policy import PORT_PROTOCOLS, protocol_number
+from tortie.model.policy import PORT_PROTOCOLS, no_protocol, protocol_number
 from tortie.policy.verdict import Packet
 
 SOURCE_PORT = 40000
@@ -70,7 +70,7 @@ class Explainer:
         """
         number = protocol_number("ICMPv6" if protocol.lower() in ("icmp", "1") and version == 6 else protocol)
         if number is None:
-            raise ConfigError(f'"{protocol}" is not a protocol', "--protocol")
+            raise ConfigError(no_protocol(protocol), "--protocol")
         lead = destination.translation(version)
         port = lead.port or port if lead is not None else port
         destination_ip = lead.address if lead is not None else destination.ip(version)

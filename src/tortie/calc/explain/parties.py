@@ -28,6 +28,7 @@ from tortie.model.workload import WorkloadEndpoint
 from tortie.policy.verdict import Packet
 
 SERVICE, NODE, NETWORK_SET, GLOBAL_SET = "svc", "node", "netset", "gns"
+WORDS = "NAMESPACE/POD, NODE, an address, svc/NAMESPACE/NAME, netset/NAMESPACE/NAME or gns/NAME"
 _SETS = {NETWORK_SET: "NetworkSet", GLOBAL_SET: "GlobalNetworkSet"}
 
 
@@ -67,12 +68,14 @@ class Parties:
         if kind == SERVICE and (kind, rest) not in self._by_pod:
             raise ConfigError(f'"{text}" is no service: write svc/NAMESPACE/NAME or svc/NAMESPACE/NAME:PORT')
         if "/" in text:
+            if "." in kind or ":" in kind:  # a network, say; no namespace has a name with these
+                raise ConfigError(f'"{text}" is nobody: write {WORDS}')
             return [self._pod(kind, rest)]
         try:
             ip = parse_ip(text)
         except ConfigError:
             if ":" in text or text.replace(".", "").isdigit():
-                raise
+                raise ConfigError(f'"{text}" is nobody: write {WORDS}') from None
         else:
             return self._behind_address(ip, protocol, port, source)
         if ("default", text) not in self._by_pod and text in self._cluster.nodes():

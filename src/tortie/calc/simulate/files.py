@@ -7,6 +7,7 @@ that silently is not there would make every answer wrong.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from tortie.model.document import read
 from tortie.model.kinds import API_ALIASES, KINDS
 
 SUFFIXES = (".yaml", ".yml", ".json")
+STDIN, STDIN_NAME = Path("-"), "standard input"
 NOT_OBJECTS = ("kustomization.yaml", "kustomization.yml")
 """Files beside manifests that are read by other programs and hold no object of a cluster."""
 
@@ -37,7 +39,7 @@ class Documents:
 
 
 def read_all(paths: Iterable[str | Path]) -> Documents:
-    """Every object of the files, and of the files in the directories and all below them.
+    """Every object of the files, and of the files in the directories and all below them; `-` is standard input.
 
     Raises an ExceptionGroup with a ConfigError for each document that is wrong.
     """
@@ -62,14 +64,18 @@ def _files(paths: Iterable[str | Path]) -> Iterator[tuple[Path, bool]]:
     """Each file once, and whether it is one that somebody named."""
     seen: set[Path] = set()
     for file, named in _every_file(paths):
-        if file.resolve() not in seen:
+        if file == STDIN:
+            yield file, named
+        elif file.resolve() not in seen:
             seen.add(file.resolve())
             yield file, named
 
 
 def _every_file(paths: Iterable[str | Path]) -> Iterator[tuple[Path, bool]]:
-    for path in map(Path, paths):
-        if path.is_dir():
+    for path in dict.fromkeys(map(Path, paths)):
+        if path == STDIN:
+            yield path, True
+        elif path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
             if not files:
                 raise ConfigError(f"holds no file that ends in {', '.join(SUFFIXES)}", str(path))
@@ -85,10 +91,11 @@ def _documents(file: Path, named: bool) -> Iterator[tuple[str, dict[str, Any]]]:
 
     In a directory there are files of all sorts: what has neither apiVersion nor kind is a Helm chart's or an editor's.
     """
+    name = STDIN_NAME if file == STDIN else str(file)
     try:
-        data = file.read_bytes()
+        data = sys.stdin.buffer.read() if file == STDIN else file.read_bytes()
     except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", str(file)) from None
+        raise ConfigError(f"cannot be read: {error.strerror}", name) from None
     try:
         for number, document in enumerate(text.load_all(data), 1):
             where = f"document {number}"
@@ -96,9 +103,9 @@ def _documents(file: Path, named: bool) -> Iterator[tuple[str, dict[str, Any]]]:
                 if not isinstance(one, dict):
                     raise ConfigError("is not an object with kind", where, inner)
                 if named or "kind" in one or "apiVersion" in one:
-                    yield ": ".join(part for part in (str(file), where, inner) if part), one
+                    yield ": ".join(part for part in (name, where, inner) if part), one
     except ConfigError as error:
-        raise error.within(str(file)) from None
+        raise error.within(name) from None
 
 
 def _taken_apart(document: Any) -> Iterator[tuple[str, Any]]:

@@ -13,7 +13,7 @@ from tortie.base.errors import ConfigError
 from tortie.calc.simulate.reach import Reach
 from tortie.calc.simulate.services import Service, of_port
 from tortie.calc.simulate.simulation import DEFAULT_PORT, Port, Simulation
-from tortie.model.policy import PORT_PROTOCOLS, protocol_number
+from tortie.model.policy import PORT_PROTOCOLS, no_protocol, protocol_number
 
 LARGE = 30
 """Parties from which on a table is put together."""
@@ -81,7 +81,7 @@ def _ports(simulation: Simulation, name: str, question: Question) -> tuple[Port,
     protocol = question.protocol.lower()
     number = protocol_number(protocol or "tcp")
     if number is None:
-        raise ConfigError(f'"{question.protocol}" is not a protocol', "--protocol")
+        raise ConfigError(no_protocol(question.protocol), "--protocol")
     if number not in PORT_PROTOCOLS:
         return (Port(0, protocol),)
     if question.port is not None:
