@@ -449,6 +449,21 @@ def test_routes_outlive_a_daemon_that_is_stopped(alone: Machine) -> None:
     assert bird_routes(alone, 4) == fib
 
 
+def test_a_full_disk_is_no_configuration_and_no_bug(alone: Machine) -> None:
+    alone.bird.start()
+    before = alone.bird.config.read_text()
+    staged = alone.bird.config.with_name(alone.bird.config.name + ".next")
+    staged.symlink_to("/dev/full")
+    wanted = render(replace(alone.config, ipv4=IPv4Address("10.9.0.8")))
+    with pytest.raises(Unavailable, match="No space left on device"):
+        alone.bird.swap(wanted)
+    assert alone.bird.config.read_text() == before
+    assert alone.bird.running()
+    staged.unlink()
+    assert alone.bird.swap(wanted)
+    assert alone.bird.config.read_text() == wanted
+
+
 def test_a_stale_pid_file_ends_nobody_else(alone: Machine) -> None:
     bystander = subprocess.Popen(["sleep", "60"])
     try:

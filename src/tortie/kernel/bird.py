@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from tortie.base.errors import ConfigError, NotSupported, Unavailable
+from tortie.base.errors import ConfigError, NotSupported, TortieError, Unavailable
 from tortie.bgp.birdc import Code, Codec, Reply, encode
 
 READ_TIMEOUT = 2.0  # seconds for each read of the control socket, as Calico's readers have it
@@ -255,11 +255,17 @@ class Bird:
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
-        """One swap, start or stop at a time, across processes."""
-        self.config.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock.open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        """One swap, start or stop at a time, across processes. Raises Unavailable where files cannot be used: a disk is
+        full, say."""
+        try:
+            self.config.parent.mkdir(parents=True, exist_ok=True)
+            with self._lock.open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+        except TortieError:  # one of the kernel's is an OSError, too
+            raise
+        except OSError as err:
+            raise Unavailable(f"{err.filename or self.config}: {err.strerror}") from None
 
     # ---------------------------------------------------------------------------------------------------- log
 
