@@ -85,6 +85,37 @@ def test_a_pod_whose_every_packet_is_looked_at_stays_out(limits: str) -> None:
     assert table == FlowTable(frozenset({"cali00000000a", "cali00000000c", "eth0"}), frozenset({"cali00000000b"}))
 
 
+HOST = """
+apiVersion: projectcalico.org/v3
+kind: HostEndpoint
+metadata: {name: uplink, labels: {host: uplink}}
+spec: {node: n1, WHERE}
+"""
+POLICY = """
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: some}
+spec: {selector: host == 'uplink', applyOnForward: true, RULES}
+"""
+
+
+@pytest.mark.parametrize("where", ["interfaceName: eth0", "expectedIPs: [10.0.0.1]"])
+@pytest.mark.parametrize(
+    ("rules", "stays"),
+    [
+        ("doNotTrack: true, types: [Ingress]", False),
+        ("doNotTrack: true, types: [Egress]", True),  # asked of what the host itself sends
+        ("preDNAT: true, types: [Ingress]", True),
+        ("types: [Ingress, Egress]", True),
+    ],
+)
+def test_a_link_whose_every_packet_is_looked_at_stays_out(where: str, rules: str, stays: bool) -> None:
+    table = wanted(state_of(ON, HOST.replace("WHERE", where), POLICY.replace("RULES", rules)))
+    assert table is not None
+    assert table == FlowTable(table.devices)
+    assert ("eth0" in table.devices) is stays
+
+
 def test_a_limit_of_bandwidth_or_connections_keeps_nobody_out() -> None:
     limits = "egressBandwidth: 1000000, ingressMaxConnections: 10"
     assert wanted(state_of(ON, PODS.replace(B_LINK, f"{B_LINK}\n    qosControls: {{{limits}}}"))) == wanted(

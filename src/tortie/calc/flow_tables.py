@@ -5,21 +5,19 @@
 
 Policy asks about the first packet of a connection only; what comes after it is accepted as established. So a connection
 that is established can go by a table of the kernel's, from link to link, and meet neither rules nor routing. Where a
-rule does look at every packet, at a limit of packets a second or to set DSCP, it must not. UDP is left alone: flows of
-services to backends that have gone are deleted, which the kernel refuses for flows that are in such a table.
+rule does look at every packet, it must not: at a pod with a limit of packets a second or a DSCP to set, and at a link
+whose host endpoint has doNotTrack policy for what comes in. UDP is left alone: flows of services to backends that have
+gone are deleted, which the kernel refuses for flows that are in such a table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Set
 from dataclasses import dataclass
 
-from tortie.base.addr import IP
+from tortie.calc.hosts import Interfaces, covered
 from tortie.calc.qos import QoS
 from tortie.calc.state import DesiredState
-
-Interfaces = Mapping[str, Collection[IP]]
-"""The node's own links that are there, with their addresses; pods' are not among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +30,26 @@ class FlowTable:
 
 
 def flow_table(state: DesiredState, interfaces: Interfaces, pods: Set[str]) -> FlowTable | None:
-    """What is wanted, None if nothing is. `pods` are the interfaces of pods that are there.
+    """What is wanted, None if nothing is. `interfaces` are the node's own links that are there, `pods` those of pods.
 
     Besides pods these are the links by which other nodes and the world are reached: tunnels, and the links that have
-    the node's own addresses. A connection that leaves by another link has one direction in the table, which is allowed.
+    the node's own addresses. A connection that leaves by another link has one direction in the table, which is allowed:
+    so it is with a link whose packets are all looked at as they come in.
     """
     if not state.settings.flow_tables or state.settings.established == "Cut":
         return None
     slow = frozenset(name for name, one in state.endpoints.items() if _looked_at(one.qos))
     tunnels = {device.name for device in state.overlay.devices} & interfaces.keys()
     uplinks = {name for name, ips in interfaces.items() if not state.hosts.isdisjoint(ips)}
-    return FlowTable(frozenset((state.endpoints.keys() & pods) - slow | tunnels | uplinks), slow)
+    wanted = (state.endpoints.keys() & pods) - slow | tunnels | uplinks
+    return FlowTable(frozenset(wanted - _watched(state, interfaces)), slow)
+
+
+def _watched(state: DesiredState, interfaces: Interfaces) -> Set[str]:
+    """The links where doNotTrack policy is asked about every packet that comes in, whatever it belongs to."""
+    return {name for name, host in covered(state, interfaces).items() if host is not None and host.untracked.ingress}
 
 
 def _looked_at(qos: QoS) -> bool:
-    """Whether every packet is."""
+    """Whether every packet of a pod is."""
     return qos.dscp is not None or any(limits.packet_rate for limits in (qos.ingress, qos.egress))

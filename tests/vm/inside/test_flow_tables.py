@@ -72,6 +72,20 @@ kind: GlobalNetworkPolicy
 metadata: {name: closed}
 spec: {selector: app == 'b', types: [Ingress]}
 """
+UPLINK = """
+apiVersion: projectcalico.org/v3
+kind: HostEndpoint
+metadata: {name: uplink, labels: {host: uplink}}
+spec: {node: node, interfaceName: eth0}
+"""
+UNTRACKED = """
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: blocked}
+spec:
+  {selector: host == 'uplink', types: [Ingress], doNotTrack: true, applyOnForward: true,
+   ingress: [{action: Deny, source: {nets: ["NET"]}}]}
+"""
 LOOK = """
 add table inet look
 add chain inet look forward { type filter hook forward priority 200; }
@@ -219,6 +233,20 @@ def test_first_packets_are_still_asked_and_what_is_established_goes_on(world: Wo
             late.settimeout(1.5)
             with pytest.raises(TimeoutError):
                 late.connect((PODS["b"].split()[0], 9))
+
+
+@pytest.mark.parametrize(("elsewhere", "blocked"), [("203.0.113.0/24", "198.51.100.9/32"), ("2001:db8:9::/64", "::/0")])
+def test_what_is_denied_before_connection_tracking_does_not_go_past(world: World, elsewhere: str, blocked: str) -> None:
+    """Each packet is asked about: also those of connections that are in the table."""
+    world.follow()
+    with Talk(world, "x", "b", 6 if ":" in blocked else 4) as talk:
+        assert talk.past(world)
+        world.follow(UPLINK, UNTRACKED.replace("NET", elsewhere))
+        assert world.devices() == {"calia", "calib"}
+        talk.words()
+        world.follow(UPLINK, UNTRACKED.replace("NET", blocked))
+        talk.client.send(b"anybody?")
+        assert select.select([talk.server], [], [], 1.0)[0] == []
 
 
 def test_a_pod_with_a_limit_of_packets_takes_the_way_by_the_rules(world: World) -> None:
