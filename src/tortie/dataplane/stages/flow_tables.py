@@ -70,6 +70,7 @@ class FlowTables:
         """What was wanted when last nothing was to be done. A link that is made again has another index."""
         self.lacking = False
         """The kernel has been asked for a flow table, and has none. Asked again when all is looked at anew."""
+        self._said = False
 
     def plan(self, state: DesiredState) -> Change:
         want, indexes = self._want(state)
@@ -97,7 +98,9 @@ class FlowTables:
             if work.after is None or features.has_flow_tables():
                 raise
             self.lacking = True
-            log.warning("tortie.dev/flow-tables is Enabled, but this kernel has no flow tables (nft_flow_offload)")
+            if not self._said:
+                log.warning("tortie.dev/flow-tables is Enabled, but this kernel has no flow tables (nft_flow_offload)")
+            self._said = True
             return
         self._made = _rest(self._list())
 
