@@ -322,6 +322,7 @@ class Agent:
     def _applied(self, state: DesiredState, failures: Sequence[Failure], seconds: float) -> None:
         """In the worker's thread."""
         assert self._loop is not None
+        self.metrics.passes.labels("dataplane").inc()
         texts = tuple(map(str, failures))
         enforced = not any(failure.guard for failure in failures)
         if enforced:
@@ -337,9 +338,11 @@ class Agent:
             self._loop.call_soon_threadsafe(self.drops.applied, self.nft.ruleset)
 
     def _flows_judged(self, state: DesiredState, failures: Sequence[Failure], seconds: float) -> None:
+        self.metrics.passes.labels("flows").inc()
         self._flow_failures = tuple(str(one) for one in failures if one.stage == Established.name)
 
     def _routing_applied(self, state: DesiredState, failures: Sequence[Failure], seconds: float) -> None:
+        self.metrics.passes.labels("routing").inc()
         self._routing_failures = tuple(map(str, failures))
 
     # ------------------------------------------------------------------------------------------------ answers

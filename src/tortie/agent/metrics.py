@@ -17,6 +17,7 @@ class Metrics:
         self.selectors = gauge("felix_active_local_selectors", "Address sets that active rules look into.")
         self.resync = gauge("felix_resync_state", "1 waiting, 2 resyncing, 3 in sync with the datastore.")
         self.failures = counter("felix_int_dataplane_failures", "Passes over the kernel that failed.")
+        self.passes = Counter("tortie_passes", "Looks at the kernel.", ["worker"], registry=self.registry)
         self.cni_calls = Counter("tortie_cni_calls", "CNI calls.", ["command", "outcome"], registry=self.registry)
         self.apply_time = Histogram(
             "felix_int_dataplane_apply_time_seconds", "Time of a pass over the kernel.", registry=self.registry
