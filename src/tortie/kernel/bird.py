@@ -96,7 +96,7 @@ class Bird:
         daemon runs but does not answer: calling again finishes the work.
         """
         with self._exclusive():
-            if not self._staged.exists() and self._current() == text:
+            if self.has(text):
                 return False
             self.check(text)
             _write(self._staged, text)
@@ -107,6 +107,10 @@ class Bird:
                 raise
             self._staged.replace(self.config)
             return True
+
+    def has(self, text: str) -> bool:
+        """Whether `text` is the configuration, and no change of it was begun and not finished."""
+        return not self._staged.exists() and self._current() == text
 
     def reload(self) -> None:
         """Has the daemon load its file once more: sessions that could not start try again, the others do not notice.

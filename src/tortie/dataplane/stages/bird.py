@@ -90,6 +90,8 @@ class BirdDaemon:
         if self._rendered is None or self._rendered[0] != config:
             self._rendered = config, render(config)
         text = self._rendered[1]
+        if not self._have and self._bird.has(text):
+            self._have = text
         due = text if text != self._have else ""
         start = not self._bird.running()
         again = not start and config.bind_mode is BindMode.NODE_IP and self._is_to_listen()
