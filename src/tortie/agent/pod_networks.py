@@ -42,7 +42,7 @@ from tortie.model.workload import INTERFACE_PREFIX
 
 log = logging.getLogger(__name__)
 
-LOOK = 0.5
+LOOK = 1.0
 """Seconds between two looks at the files. What is wrong is told on the Node if it still is at the next one."""
 PAUSE = 0.2
 """Seconds from one repair to the next: a link that comes up brings a dozen announcements with it."""

@@ -2,7 +2,7 @@
 
     notify file ──inotify──┐
     own write ─────────────┼─► wake ──► read what is new ──► Tail ──► watches
-    250 ms timer ──────────┘
+    timer of a second ─────┘
 
 The timer is for writers that were killed between commit and notice. Where inotify is not to be had it runs at 10 ms.
 """
@@ -21,7 +21,7 @@ TAIL = 256
 """Changes kept at hand for watches; one that falls further behind reads from the database."""
 BATCH = 128
 """Changes read at a time."""
-SECOND_LOOK = 0.250
+SECOND_LOOK = 1.0
 """Seconds between two looks at the database when no notice comes."""
 POLL = 0.010
 """The same where there are no notices."""
