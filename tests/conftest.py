@@ -42,6 +42,7 @@ LONG = (
     "netns/test_agent_kubernetes.py",
     "netns/test_agent_fanout.py",
     "netns/test_policy_packets.py",
+    "netns/test_idle.py",
     "interop/test_plugin_twins.py",
     "interop/test_flannel_etcd.py",
     "interop/test_flannel_etcd_outages.py",

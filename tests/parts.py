@@ -9,6 +9,7 @@ INSIDE = "vm/inside/"
 SECONDS = {
     "test_flow_tables": 170,
     "test_ipvlan_services": 135,
+    "test_idle": 120,
     "test_flannel_wireguard": 115,
     "test_pod_networks_stock": 75,
     "test_plugin_vlan_dummy": 75,

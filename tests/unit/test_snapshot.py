@@ -425,7 +425,7 @@ async def test_status_and_metrics_of_an_outage(store: Switched, tmp_path: Path) 
         two.departures.note(Departure("c1", RED, "x", ("net.c1",)))
         assert gauge("pending_pods") == 1
         peers = [{"state": "Established"}, {"state": "Idle"}]
-        answer = standing.answer({"bird": {"state": "ready"}, "peers": peers})
+        answer = standing.answer({"bird": {"state": "ready"}, "peers": peers}, {"asked": False})
         assert answer["wrong"] == {
             "Datastore": "it is away: connection refused",
             "BGP": "1 of 2 sessions are up: tortie node status says why",

@@ -94,7 +94,7 @@ class Standing:
             return max(0.0, self._wall() - self.view.snapshot_from)
         return self.datastore.age or 0.0 if self.datastore.away or self.datastore.disbelief else 0.0
 
-    def answer(self, bird: Mapping[str, Any]) -> dict[str, Any]:
+    def answer(self, bird: Mapping[str, Any], flow_table: Mapping[str, Any]) -> dict[str, Any]:
         """`bird` is what is known of BIRD: its state and peers."""
         reports = self._reports()
         wrong = {name: report["reason"] for name, report in reports.items() if not (report["live"] and report["ready"])}
@@ -119,6 +119,7 @@ class Standing:
                 "failures": list(self._progress.failures),
                 "endpoints": len(latest.endpoints) if latest is not None else 0,
             },
+            "flowTable": flow_table,
             "cni": {
                 "serves": self.view.in_sync.is_set(),
                 "pods": len(self.view.known.all(Pod)),

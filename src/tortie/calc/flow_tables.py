@@ -12,12 +12,15 @@ gone are deleted, which the kernel refuses for flows that are in such a table.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
 from tortie.calc.hosts import Interfaces, covered
 from tortie.calc.qos import QoS
-from tortie.calc.state import DesiredState
+from tortie.calc.state import DesiredState, Settings
+from tortie.policy.rules import DIRECTIONS
+
+LACKING = "this kernel has no flow tables (nft_flow_offload)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +39,9 @@ def flow_table(state: DesiredState, interfaces: Interfaces, pods: Set[str]) -> F
     the node's own addresses. A connection that leaves by another link has one direction in the table, which is allowed:
     so it is with a link whose packets are all looked at as they come in.
     """
-    if not state.settings.flow_tables or state.settings.established == "Cut":
+    if not state.settings.flow_tables or without(state.settings):
         return None
-    slow = frozenset(name for name, one in state.endpoints.items() if _looked_at(one.qos))
+    slow = frozenset(name for name, one in state.endpoints.items() if looked_at(one.qos))
     tunnels = {device.name for device in state.overlay.devices} & interfaces.keys()
     uplinks = {name for name, ips in interfaces.items() if not state.hosts.isdisjoint(ips)}
     wanted = (state.endpoints.keys() & pods) - slow | tunnels | uplinks
@@ -50,6 +53,26 @@ def _watched(state: DesiredState, interfaces: Interfaces) -> Set[str]:
     return {name for name, host in covered(state, interfaces).items() if host is not None and host.untracked.ingress}
 
 
-def _looked_at(qos: QoS) -> bool:
-    """Whether every packet of a pod is."""
-    return qos.dscp is not None or any(limits.packet_rate for limits in (qos.ingress, qos.egress))
+def without(settings: Settings) -> str:
+    """Why a node on which somebody wants a flow table has none by its configuration, "" if it has one."""
+    if settings.established == "Cut":
+        return "established-flows is Cut, and what is to be cut must be seen"
+    return ""
+
+
+def looked_at(qos: QoS) -> str:
+    """Why every packet of a pod is looked at, "" if none but the first of a connection is.
+
+    >>> from tortie.calc.qos import Limits
+    >>> looked_at(QoS(ingress=Limits(packet_rate=100), dscp=46)), looked_at(QoS(egress=Limits(bandwidth=1000)))
+    ('a limit of 100 packets a second (ingress), DSCP 46 is set', '')
+    """
+    return ", ".join(_looks(qos))
+
+
+def _looks(qos: QoS) -> Iterator[str]:
+    for direction in DIRECTIONS:
+        if rate := qos.of(direction).packet_rate:
+            yield f"a limit of {rate} packets a second ({direction})"
+    if qos.dscp is not None:
+        yield f"DSCP {qos.dscp} is set"

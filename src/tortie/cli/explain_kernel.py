@@ -50,6 +50,8 @@ class Kernel:
     differences: tuple[str, ...] = ()
     silent: Mapping[str, str] = field(default_factory=dict)
     services: Mapping[str, ServicesOf] = field(default_factory=dict)
+    without: Mapping[str, str] = field(default_factory=dict)
+    """By node why it has no flow table, where it should have one."""
 
     def counter(self, node: str, rule: str) -> dict[str, Any] | None:
         """Packets and bytes of a rule; None where nobody can tell."""
@@ -78,6 +80,7 @@ def kernel_of(explanations: Sequence[Explanation], read: Read, lab: str) -> Kern
     differences: list[str] = []
     silent: dict[str, str] = {}
     services: dict[str, ServicesOf] = {}
+    without: dict[str, str] = {}
     for node, path in _agents(lab, silent).items():
         try:
             ask(path, "/liveness", ALIVE)
@@ -86,6 +89,7 @@ def kernel_of(explanations: Sequence[Explanation], read: Read, lab: str) -> Kern
                 continue
             rules[node] = told["rules"]
             differences += (f"{node}: {text}" for text in differing(node, told, explanations, read))
+            without[node] = told.get("flowTable", {}).get("why", "")
             doors = doors_of(node, explanations)
             if doors:
                 services[node] = asked_about(path, doors)
@@ -95,7 +99,7 @@ def kernel_of(explanations: Sequence[Explanation], read: Read, lab: str) -> Kern
                 differences += (f"{node}: {text}" for text in astray(route, routes[route]))
         except TortieError as error:
             silent[node] = str(error)
-    return Kernel(rules, routes, tuple(dict.fromkeys(differences)), silent, services)
+    return Kernel(rules, routes, tuple(dict.fromkeys(differences)), silent, services, without)
 
 
 def same_datastore(one: str, other: str) -> bool:
@@ -158,6 +162,7 @@ def differing(node: str, told: Mapping[str, Any], explanations: Sequence[Explana
     yield from _policies(told, node, explanations, read)
     yield from told["differences"]
     yield from _missing(told, node, explanations)
+    yield from _not_past(told, node, explanations)
 
 
 def _standing(told: Mapping[str, Any], at: Mapping[str, int]) -> Iterator[str]:
@@ -210,6 +215,17 @@ def _missing(told: Mapping[str, Any], node: str, explanations: Sequence[Explanat
     for name in _names(node, explanations):
         if not told["rules"].get(name, {}).get("kernel", ["?"]):
             yield f"rule {name} is not in the kernel"
+
+
+def _not_past(told: Mapping[str, Any], node: str, explanations: Sequence[Explanation]) -> Iterator[str]:
+    """Pods whose packets are not looked for in the flow table of the kernel, as they should be."""
+    table = told.get("flowTable", {})  # none of an agent of before
+    every = {past for one in explanations for past in one.past if past.node == node and past.past}
+    interfaces = sorted({interface for past in every for interface in past.interfaces})
+    if interfaces and table and not table["asked"]:
+        yield "the agent makes something else of the datastore than this prediction: it wants no flow table"
+    elif table and not table["why"]:
+        yield from (f"flow table: {one} is not in it" for one in interfaces if one not in table["links"])
 
 
 def astray(route: Route, told: Mapping[str, Any]) -> Iterator[str]:

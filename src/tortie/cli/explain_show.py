@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from tortie.calc.explain import Explanation, Party, Route, Step
+    from tortie.calc.explain import Explanation, Party, Past, Route, Step
     from tortie.calc.explain.services import Door
     from tortie.cli.explain_probe import Probed
 
@@ -33,6 +33,7 @@ def as_json(one: Explanation, kernel: Kernel, probed: Probed | None = None) -> d
         "verdict": "allow" if one.allowed else "deny",
         "steps": [_step(step, kernel) for step in one.steps],
         "routes": [_route(route, kernel) for route in one.routes],
+        "flowTables": [_past(past, kernel) for past in one.past],
         "differences": [*kernel.differences, *(probed.differences if probed else ())],
     }
     if one.icmp is not None:
@@ -89,6 +90,16 @@ def _route(route: Route, kernel: Kernel) -> dict[str, Any]:
     return {**asked, "block": str(route.block or ""), "blockOf": route.owner, "kernel": kernel.routes.get(route)}
 
 
+def _past(past: Past, kernel: Kernel) -> dict[str, Any]:
+    without = kernel.without.get(past.node, "")
+    return {"node": past.node, "past": past.past and not without, "reason": _by(past, kernel)}
+
+
+def _by(past: Past, kernel: Kernel) -> str:
+    without = kernel.without.get(past.node, "") if past.past else ""
+    return f"every packet by the rules: {without}" if without else past.reason
+
+
 def _party(party: Party, version: int) -> dict[str, Any]:
     told: dict[str, Any] = {"name": party.name, "ip": str(party.ip(version)), "node": party.node}
     lead = party.translation(version)
@@ -140,7 +151,7 @@ def _show_one(console: Console, group: list[Explanation], kernel: Kernel, width:
     console.print(Text.assemble(*ends, f"  {_what(one)}, {versions}: ", verdict), soft_wrap=True)
     places = [_place(step) for step in one.steps]
     roads = [f"route on {route.node}" for route in one.routes if not route.out]
-    room = max(map(len, (*places, *roads)))
+    room = max(map(len, (*places, *roads, *(f"flows on {past.node}" for past in one.past))))
     told: dict[str, list[Route]] = {}
     for route in (route for each in group for route in each.routes if not route.out):
         told.setdefault(route.node, []).append(route)
@@ -151,6 +162,9 @@ def _show_one(console: Console, group: list[Explanation], kernel: Kernel, width:
         if step.node in told and (last or one.steps[i + 1].node != step.node):
             for line in _roads(told.pop(step.node), room, kernel):
                 console.print(line, soft_wrap=True)
+    for past in one.past:
+        for line in _flows(past, room, kernel, width):
+            console.print(line, soft_wrap=True)
 
 
 def _called(one: Explanation) -> str:
@@ -211,6 +225,17 @@ def _roads(routes: Sequence[Route], room: int, kernel: Kernel) -> Iterator[Text]
         known = f"{told['route']}{mtu}" if "route" in told else str(route.block or route.destination)
         beside = Text(" " * (len(place) + 6)) if i else Text.assemble("  ", ("→", "blue"), f" {place}  ")
         yield Text.assemble(beside, f"{route.words}: {known}")
+
+
+def _flows(past: Past, room: int, kernel: Kernel, width: int) -> Iterator[Text]:
+    """By which way a node forwards what follows."""
+    from rich.text import Text
+
+    place = f"flows on {past.node}".ljust(room)
+    indent, left = _beside(place, width)
+    first, *rest = textwrap.wrap(_by(past, kernel), left, break_on_hyphens=False)
+    yield Text.assemble("  ", ("→", "blue"), f" {place}  {first}")
+    yield from (Text(indent + line) for line in rest)
 
 
 def _beside(place: str, width: int) -> tuple[str, int]:

@@ -82,12 +82,24 @@ def _parts(answer: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     behind = "" if enforced >= dataplane["generation"] else f", {dataplane['generation']} is on its way"
     failures = f", {len(dataplane['failures'])} failures" if dataplane["failures"] else ""
     yield "dataplane", f"state {enforced} is in the kernel{behind}, {dataplane['endpoints']} endpoints{failures}"
+    if answer.get("flowTable", {}).get("asked"):  # there is none in the answer of an agent of before
+        yield "flows", _flows(answer["flowTable"])
     queued = [f"{cni[what]} pods {how}" for what, how in (("pending", "to tell of"), ("leaving", "went")) if cni[what]]
     serves = "serves pods" if cni["serves"] else "serves no pods yet"
     yield "cni", ", ".join([serves, f"{cni['pods']} pods known", f"{cni['ready']} addresses ready", *queued])
     peers = f", {bgp['established']} of {bgp['peers']} sessions up" if bgp["peers"] else ""
     yield "bgp", f"{bgp['state']}{peers}"
     yield "datastore", _datastore(answer["datastore"])
+
+
+def _flows(table: Mapping[str, Any]) -> str:
+    """Whether established connections go past the rules, and whose do not."""
+    if table["why"]:
+        return f"every packet by the rules: {table['why']}"
+    out = [f"{pod}: {why}" for pod, why in table["out"].items()]
+    others = [f"and {len(out) - MANY} more: -o json"] if len(out) > MANY else []
+    but = f", but for {'; '.join([*out[:MANY], *others])}" if out else ""
+    return f"established TCP goes past the rules at {len(table['links'])} links{but}"
 
 
 def _datastore(store: Mapping[str, Any]) -> str:

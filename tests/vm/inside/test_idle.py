@@ -1,5 +1,5 @@
 """With nothing to do nothing is done, on a stock kernel: an agent with a tunnel of either kind, with flow tables and
-services, and flanneld on IP in IP."""
+services, and flanneld on IP in IP. And what the agent does when somebody changes its flow table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +23,8 @@ from flannel_daemons import Town as FlannelTown
 from flannel_daemons import until as flannel_until
 from flannel_nodes import Wire
 from idleness import Watched, revision
-from namespaces import Ns
+from namespaces import Ns, namespaces
+from tortie.agent.client import ask
 from tortie.base.addr import parse_ip
 from tortie.calc.admission import bootstrap
 from tortie.dataplane.attachment import Attachment, attach
@@ -128,14 +131,37 @@ def passes(ns: Ns) -> str:
     return "\n".join(re.findall(rf"^(?:{names}).*", text, re.MULTILINE))
 
 
-def test_an_agent_with_tunnels_of_both_kinds_and_flow_tables(make_ns: Callable[..., Ns], tmp_path: Path) -> None:
+@dataclass
+class Place:
+    ns: Ns
+    process: subprocess.Popen[bytes]
+    directory: Path
+    datastore: Path
+
+    def flow_table(self) -> Any:
+        return ask(self.directory / "agent.sock", "/status")["flowTable"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    spaces = namespaces()
+    try:
+        with placed(next(spaces), tmp_path_factory.mktemp("node")) as place:
+            yield place
+    finally:
+        next(spaces, None)
+
+
+@contextmanager
+def placed(make_ns: Callable[..., Ns], home: Path) -> Iterator[Place]:
+    """A node with a pod, and all of it in the kernel."""
     node, other, pod = make_ns("a"), make_ns("b"), make_ns("web")
     node.ip("link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", other.name)
     node.batch("address add 192.0.2.1/24 dev eth0", "address add 2001:db8::1/64 dev eth0 nodad", "link set eth0 up")
     other.ip("link", "set", "eth0", "up")
     ips = tuple(map(parse_ip, ("10.65.1.7", "fd00:65:0:1::7")))
     attach(Attachment(pod.path, "eth0", "caliweb", ips, host_netns=node.path))
-    directory, datastore = tmp_path / "a", tmp_path / "store.db"
+    directory, datastore = home / "a", home / "store.db"
     directory.mkdir()
     asyncio.run(furnish(datastore))
     with agent(node, directory, datastore) as process:
@@ -148,8 +174,40 @@ def test_an_agent_with_tunnels_of_both_kinds_and_flow_tables(make_ns: Callable[.
             return wanted and "tunl0" in routes and "vxlan-v6.calico" in routes
 
         until("rules, flow tables, services, both tunnels", there)
-        counts = {"passes": lambda: passes(node), "datastore": revision(datastore)}
-        Watched(node, [process.pid], counts, [directory]).rests(MOST)
+        yield Place(node, process, directory, datastore)
+
+
+def test_an_agent_with_tunnels_of_both_kinds_and_flow_tables(place: Place) -> None:
+    counts = {"passes": lambda: passes(place.ns), "datastore": revision(place.datastore)}
+    Watched(place.ns, [place.process.pid], counts, [place.directory]).rests(MOST)
+
+
+LINKS = ["caliweb", "eth0", "tunl0", "vxlan-v6.calico"]
+TABLE = ("inet", "tortie-flows")
+DAMAGES = (
+    "flush chain inet tortie-flows forward",
+    "delete table inet tortie-flows",
+    "add element inet tortie-flows slow { caliweb }",
+    "delete flowtable inet tortie-flows established { hook ingress priority filter; devices = { caliweb }; }",
+    "add chain inet tortie-flows somebody",
+)
+
+
+def test_whatever_somebody_does_to_the_flow_table_is_mended_at_once(place: Place) -> None:
+    """Long before everything is looked at again, which is after 90 seconds."""
+
+    def listed() -> str:
+        return place.ns.run("nft", "-s", "list", "table", *TABLE, check=False)
+
+    until("the table is told of", lambda: place.flow_table()["links"] == LINKS)
+    assert place.flow_table() == {"asked": True, "why": "", "links": LINKS, "out": {}}
+    whole = listed()
+    assert all(link in whole for link in LINKS)
+    for damage in DAMAGES:
+        began = time.monotonic()
+        place.ns.run("nft", damage)
+        until(damage, lambda: sorted(listed().split()) == sorted(whole.split()))
+        assert time.monotonic() - began < 45, damage
 
 
 def test_flanneld_with_ipip(make_ns: Callable[..., Ns], tmp_path: Path) -> None:

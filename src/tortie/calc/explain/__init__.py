@@ -13,7 +13,7 @@ rule or the service that decides, and whoever shows the explanation asks the nod
 from __future__ import annotations
 
 from tortie.calc.explain.explainer import Explainer
-from tortie.calc.explain.explanation import Explanation, Note, Route, Step
+from tortie.calc.explain.explanation import Explanation, Note, Past, Route, Step
 from tortie.calc.explain.party import Party, Translation
 
-__all__ = ["Explainer", "Explanation", "Note", "Party", "Route", "Step", "Translation"]
+__all__ = ["Explainer", "Explanation", "Note", "Party", "Past", "Route", "Step", "Translation"]

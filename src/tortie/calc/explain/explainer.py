@@ -11,6 +11,7 @@ from tortie.calc.explain.explanation import Explanation
 from tortie.calc.explain.journey import Journey
 from tortie.calc.explain.parties import Parties
 from tortie.calc.explain.party import Party
+from tortie.calc.explain.past import past_the_rules
 from tortie.calc.explain.picture import Picture
 from tortie.calc.explain.services import Services
 from tortie.model.meta import Resource
@@ -84,6 +85,8 @@ class Explainer:
         packet = Packet(source_ip, destination_ip, number, source_port, port, kind, code)
         journey = Journey(self._picture, source, destination, packet)
         steps = tuple(journey.steps())
+        allowed = all(step.allowed for step in steps)
+        past = tuple(past_the_rules(self._picture, source, destination, number)) if allowed else ()
         is_icmp = number in (1, 58)
         return Explanation(
             source,
@@ -95,6 +98,7 @@ class Explainer:
             tuple(journey.routes),
             source_port,
             (kind, code) if is_icmp else None,
+            past,
         )
 
     def _source(self, source: Party, destination: Party, version: int) -> IP | None:

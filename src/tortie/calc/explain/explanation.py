@@ -53,6 +53,17 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class Past:
+    """How a node that wants flow tables forwards what follows the first packet: `past` the rules or by them, and why.
+    `interfaces` are those of its pods."""
+
+    node: str
+    past: bool
+    reason: str
+    interfaces: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """All steps of the first packet of a connection; those after a denial are not reached."""
 
@@ -65,6 +76,7 @@ class Explanation:
     routes: tuple[Route, ...] = ()
     source_port: int = 40000
     icmp: tuple[int, int] | None = None
+    past: tuple[Past, ...] = ()
 
     @property
     def allowed(self) -> bool:

@@ -4,7 +4,7 @@ Ours: the table `inet tortie-flows`, all of it.
 Order: after policy is in the kernel. No guard: without it packets take the way by the rules, which is slower and the
 same. It runs in a worker of its own: no pod waits for it.
 Source: `calc.flow_tables`, `render.flow_tables`; the links are looked at each time, for the kernel takes one that goes
-out of the table, and says so to nobody.
+out of the table, and says so to nobody. What others do to the table is heard of from when it is wanted first.
 
 A link or a pod that has to leave the table leaves connections in it: they go when the table does, so it is made anew.
 Connections do not notice: their next packets take the way by the rules, which then puts them back.
@@ -13,16 +13,19 @@ Connections do not notice: their next packets take the way by the rules, which t
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from tortie.base.errors import KernelError, NotFound
-from tortie.calc.flow_tables import FlowTable, flow_table
+from tortie.calc.flow_tables import LACKING, FlowTable, flow_table
 from tortie.calc.state import DesiredState
 from tortie.dataplane.converge import Work
 from tortie.dataplane.interfaces import host_interfaces
+from tortie.dataplane.table_stage import TableStage
 from tortie.kernel import features, links, nft
 from tortie.kernel.nft import Contents
+from tortie.kernel.nft_events import Monitor
 from tortie.model.workload import INTERFACE_PREFIX
 from tortie.render.flow_tables import FLOWS, TABLE, fresh, more, removal
 
@@ -58,12 +61,15 @@ def change(want: FlowTable | None, have: FlowTable | None, intact: bool) -> Chan
     return Change(tuple(filter(None, (more(want.devices - have.devices),))), want)
 
 
-class FlowTables:
+class FlowTables(TableStage):
+    """`watch` is given, in the thread of the stage, what tells of others' changes once there is a table."""
+
     name = "flow tables"
     guard = False
 
-    def __init__(self, netns: str | None = None) -> None:
-        self._netns = netns
+    def __init__(self, netns: str | None = None, watch: Callable[[Monitor], None] | None = None) -> None:
+        super().__init__(TABLE, netns)
+        self._watch = watch
         self._made: Contents = {}
         """What nft listed of the table, without its links, when it had just been made."""
         self._settled: Settled | None = None
@@ -71,14 +77,22 @@ class FlowTables:
         self.lacking = False
         """The kernel has been asked for a flow table, and has none. Asked again when all is looked at anew."""
         self._said = False
+        self.devices: frozenset[str] | None = None
+        """The links of the table, as it was left; None while there is none. For any thread."""
 
     def plan(self, state: DesiredState) -> Change:
         want, indexes = self._want(state)
+        if want is not None and not self._told and self._watch is not None:
+            self._watch(self.monitor())
+        if self._take_changes():
+            self._settled = None
         if (want, indexes) == self._settled or (want is not None and self.lacking):
             return Change((), want)
         found = self._list()
         planned = change(want, _table(found) if found else None, _rest(found) == self._made)
         self._settled = None if planned else (want, indexes)
+        if not planned:
+            self.devices = None if want is None else want.devices
         return planned
 
     def _want(self, state: DesiredState) -> Settled:
@@ -92,20 +106,17 @@ class FlowTables:
     def make(self, work: Work) -> None:
         assert isinstance(work, Change)
         try:
-            for text in work.texts:
-                nft.apply(text, self._netns)
+            self._apply(work.texts, None)
         except KernelError:
             if work.after is None or features.has_flow_tables():
                 raise
             self.lacking = True
             if not self._said:
-                log.warning("tortie.dev/flow-tables is Enabled, but this kernel has no flow tables (nft_flow_offload)")
+                log.warning(f"tortie.dev/flow-tables is Enabled, but {LACKING}")
             self._said = True
             return
         self._made = _rest(self._list())
-
-    def unmake(self, work: Work) -> None:
-        """Nothing: making deleted, too."""
+        self.devices = None if work.after is None else work.after.devices
 
     def forget(self) -> None:
         self._settled, self.lacking = None, False
