@@ -16,7 +16,7 @@ from kube_proxy_ground import KUBE_PROXY, KUBELET, OWN_TABLE, STRANGERS, Ground,
 
 from namespaces import Ns
 from tortie.kernel.netns import entered
-from tortie.proxy.kube_proxy import DEVICE, GONE, METRICS_PORT, found
+from tortie.proxy.kube_proxy import DEVICE, GONE, METRICS_PORT, found, look
 from tortie.proxy.kube_rules import unseen
 
 pytestmark = pytest.mark.root
@@ -132,6 +132,18 @@ def listener(ns: Ns) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
+
+
+def test_who_listens_at_the_port_of_metrics_without_rules_is_not_looked_for(
+    ground: Ground, listener: subprocess.Popen[str]
+) -> None:
+    """That costs as much as all the rest: every agent looks for a kube-proxy, four times a minute."""
+    ground.restore("nft", KUBELET)
+    assert look(ground.node.path).listener is None
+    ground.restore("nft", KUBE_PROXY)
+    found_there = look(ground.node.path).listener
+    assert found_there is not None
+    assert found_there.pid == listener.pid
 
 
 def test_who_listens_at_the_port_of_metrics_has_the_rules(ground: Ground, listener: subprocess.Popen[str]) -> None:

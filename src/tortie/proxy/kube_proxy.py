@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -62,7 +62,9 @@ class Program:
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What there is on a machine. `chains`: names by the title of their table. `listener`: at the port of metrics; a
-    pid of 0: of a process that cannot be seen. `unseen`: where rules may be that cannot be looked at, in lines."""
+    pid of 0: of a process that cannot be seen. It is looked for where there are rules and no program: the kernel
+    has to walk through its whole table of connections to tell. `unseen`: where rules may be that cannot be looked at, in
+    lines."""
 
     tables: tuple[str, ...] = ()
     chains: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -216,16 +218,18 @@ def look(netns: str | None = None) -> Seen:
     with entered(netns):
         services, connections = _ipvs()
         programs = tuple(_programs())
-        return Seen(
+        seen = Seen(
             tuple(family for family in kube_rules.FAMILIES if family in own),
             chains,
             has_device(),
             services,
             connections,
             programs,
-            None if programs else _listener(),
+            None,
             kube_rules.unseen() if programs else (),
         )
+        alone = not programs and any(True for mode in MODES for _ in _evidence(mode, seen))
+        return replace(seen, listener=_listener()) if alone else seen
 
 
 def _has_nft() -> bool:
