@@ -24,6 +24,7 @@ from tortie.agent.drops import Drops
 from tortie.agent.endpoints import follow_pods
 from tortie.agent.environment import Environment
 from tortie.agent.evidence import Evidence, answerable, path
+from tortie.agent.flows import Flows
 from tortie.agent.holdings import Holdings
 from tortie.agent.host import pod_mtus
 from tortie.agent.known import ALSO
@@ -35,7 +36,6 @@ from tortie.agent.node_leaving import follow_leaving
 from tortie.agent.node_status import StatusReporter
 from tortie.agent.node_view import NodeView
 from tortie.agent.overlay import built, repair_overlay
-from tortie.agent.past_rules import flow_table_answer
 from tortie.agent.pending import Pending
 from tortie.agent.pod_mtu import PodMtu
 from tortie.agent.pod_networks import OwnPodNetworks, repair_pod_routes, routes_answer
@@ -59,8 +59,6 @@ from tortie.dataplane.converge import Failure
 from tortie.dataplane.drift import repair_table
 from tortie.dataplane.overlay import routing_stages
 from tortie.dataplane.stages.bird import BirdDaemon
-from tortie.dataplane.stages.established import Established
-from tortie.dataplane.stages.flow_tables import FlowTables
 from tortie.dataplane.stages.nft import Nft
 from tortie.dataplane.stages.peering_addresses import PeeringAddresses
 from tortie.dataplane.stages.qos import Qos
@@ -74,7 +72,6 @@ from tortie.ipam.ready import ready_handle
 from tortie.ipam.vm import VmAddresses
 from tortie.kernel import nft, sysctl
 from tortie.kernel.bird import Bird
-from tortie.kernel.nft_events import Monitor
 from tortie.kernel.scraped import metrics_application
 from tortie.kernel.serving import serving
 from tortie.model.store import Store
@@ -128,11 +125,7 @@ class Agent:
         self.overlay = tunnels, vteps, ways
         stages = (self.nft, Routes(), *self.overlay, self.pod_routes, RpFilter(), Qos(), PeeringAddresses())
         self.dataplane = Worker("dataplane", stages, self._applied, self._worker_broke)
-        self.flow_tables = FlowTables(watch=self._flow_table_begins)
-        self.flows = Worker("flows", (Established(), self.flow_tables), self._flows_judged, self._worker_broke)
-        self._flow_failures: Mapping[str, tuple[str, ...]] = {}
-        """By stage."""
-        self._flow_monitor: asyncio.Future[Monitor] | None = None
+        self.flows = Flows(self.view, self.metrics.passes.labels("flows").inc, self._worker_broke)
         self.drops = Drops(config.node, self.view.cluster, lambda: self.nft.ruleset)
         where = place(config.datastore)
         self.evidence = Evidence(config.node, str(where), self.view, self.progress, self.nft)
@@ -210,7 +203,6 @@ class Agent:
         """Until cancelled. Raises ConfigError, NotSupported, KernelError or Unavailable when it cannot go on."""
         self._loop = asyncio.get_running_loop()
         self._bug = self._loop.create_future()
-        self._flow_monitor = self._loop.create_future()
         self._loop.set_exception_handler(self._loop_broke)
         self._loop.set_default_executor(ThreadPoolExecutor(THREADS, "kernel"))
         registered(None, self.config.node, "", "")  # says at once what cannot be right
@@ -237,7 +229,7 @@ class Agent:
                     links = watch_links(self.view, self.dataplane.again, self.links_gone.heard, self.addresses.heard)
                     tasks.create_task(links, name="watch links")
                     tasks.create_task(repair_table(monitor, self.nft, self.dataplane.again), name="repair the table")
-                    tasks.create_task(self._repair_flow_table(self._flow_monitor), name="repair the flow table")
+                    tasks.create_task(self.flows.repair(), name="repair the flow table")
                     tasks.create_task(self._repair_overlay(), name="repair the overlay")
                     repair = repair_pod_routes(self.dataplane, lambda: self.view.latest)
                     tasks.create_task(repair, name="repair routes to pod networks")
@@ -284,16 +276,6 @@ class Agent:
     async def _repair_overlay(self) -> None:
         _, _, routes = self.overlay
         await repair_overlay(self.dataplane, lambda: self.view.latest, lambda: routes.held)
-
-    def _flow_table_begins(self, monitor: Monitor) -> None:
-        """In the worker's thread, once."""
-        assert self._loop is not None
-        assert self._flow_monitor is not None
-        with contextlib.suppress(RuntimeError):  # the loop is closed: we are stopping
-            self._loop.call_soon_threadsafe(_fulfil, self._flow_monitor, monitor)
-
-    async def _repair_flow_table(self, begun: asyncio.Future[Monitor]) -> None:
-        await repair_table(await begun, self.flow_tables, self.flows.again)
 
     async def _watch_workers(self) -> None:
         """A worker that has met a bug is no use any more, nor are we without it."""
@@ -354,13 +336,6 @@ class Agent:
             self._loop.call_soon_threadsafe(self.metrics.observe, state, bool(failures), seconds)
             self._loop.call_soon_threadsafe(self.drops.applied, self.nft.ruleset)
 
-    def _flows_judged(self, state: DesiredState, failures: Sequence[Failure], seconds: float) -> None:
-        self.metrics.passes.labels("flows").inc()
-        by_stage: dict[str, tuple[str, ...]] = {}
-        for one in failures:
-            by_stage[one.stage] = (*by_stage.get(one.stage, ()), str(one))
-        self._flow_failures = by_stage
-
     def _routing_applied(self, state: DesiredState, failures: Sequence[Failure], seconds: float) -> None:
         self.metrics.passes.labels("routing").inc()
         self._routing_failures = tuple(map(str, failures))
@@ -418,12 +393,7 @@ class Agent:
     async def rules(self, names: Sequence[str], interfaces: Sequence[str]) -> Mapping[str, Any]:
         standing = await self.evidence.settled()
         found = await asyncio.to_thread(self.evidence.rules, names, interfaces)
-        return {**standing, **found, "flowTable": self.flow_table()}
-
-    def flow_table(self) -> Mapping[str, Any]:
-        """How established connections of this node's pods go past the rules."""
-        failures = self._flow_failures.get(FlowTables.name, ())
-        return flow_table_answer(self.view.latest, self.flow_tables, failures, self.view.pod_at)
+        return {**standing, **found, "flowTable": self.flows.table()}
 
     async def path(self, question: Mapping[str, str]) -> Mapping[str, Any]:
         return await asyncio.to_thread(path, *answerable(question))
@@ -436,7 +406,7 @@ class Agent:
 
     async def status(self) -> Mapping[str, Any]:
         """On one page how this node is."""
-        return self.standing.answer(await self.node_view.bird(routes=False), self.flow_table())
+        return self.standing.answer(await self.node_view.bird(routes=False), self.flows.table())
 
     async def accept_datastore(self) -> Mapping[str, Any]:
         """A person says that the datastore is the cluster's, whatever it was before. Of one that is believed nothing is
@@ -468,7 +438,7 @@ class Agent:
                 "PendingWrites": self.pending.failure,
                 "PendingDeletions": self.departures.failure,
                 "NodeAddresses": self.addresses.failure,
-                "EstablishedFlows": "; ".join(self._flow_failures.get(Established.name, ())),
+                "EstablishedFlows": self.flows.failure,
                 "Services": "; ".join(self.proxy.failures),
             }
         )
@@ -488,14 +458,6 @@ def prepare_host() -> None:
     sysctl.write("net/ipv4/ip_forward", 1)
     with contextlib.suppress(KernelError):  # a kernel without IPv6
         sysctl.write("net/ipv6/conf/all/forwarding", 1)
-
-
-def _fulfil(future: asyncio.Future[Monitor], monitor: Monitor) -> None:
-    """A future that nobody waits for any more takes none: we are stopping."""
-    if future.done():
-        monitor.close()
-    else:
-        future.set_result(monitor)
 
 
 def _fail(future: asyncio.Future[None], error: BaseException) -> None:
