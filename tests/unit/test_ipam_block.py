@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -31,7 +31,7 @@ from tortie.ipam.block import (
     ordinal,
     problems,
     release,
-    release_handle,
+    release_handles,
 )
 from tortie.model.ipam import AllocationAttribute, IPAMBlockSpec
 
@@ -95,7 +95,7 @@ def test_explicit_assignment() -> None:
     assert block.unallocated == (0, 1, 2, 3, 4, 6, 7)
     with pytest.raises(Exists, match=r"10\.0\.0\.5 is already assigned in block 10\.0\.0\.0/29 \(by h\)"):
         assign(block, parse_ip("10.0.0.5"), "other", {})
-    cooling = release_handle(block, "h", NOW, 30).block
+    cooling = release_handles(block, {"h"}, NOW, 30).block
     with pytest.raises(Exists, match="cooling down"):
         assign(cooling, parse_ip("10.0.0.5"), "h", {})
 
@@ -131,7 +131,7 @@ def test_release_counts_by_handle_and_collapses_duplicates() -> None:
 def test_release_of_nothing_is_the_very_block() -> None:
     block = fresh()
     assert release(block, [Release(ip_at(block, 1))], NOW, 0).block is block
-    assert release_handle(block, "h", NOW, 0).block is block
+    assert release_handles(block, {"h"}, NOW, 0).block is block
     assert collect_garbage(block, NOW, 0) is block
 
 
@@ -170,13 +170,13 @@ def test_cooldown() -> None:
 
 def test_a_cooling_address_makes_a_block_used_and_a_windows_one_does_not() -> None:
     block, _ = auto_assign(fresh(), 1, "h", {})
-    assert not is_empty(release_handle(block, "h", NOW, 30).block)
+    assert not is_empty(release_handles(block, {"h"}, NOW, 30).block)
     assert is_empty(auto_assign(fresh(), 1, WINDOWS_RESERVED, {})[0])
 
 
 def test_clock_set_back_does_not_matter_without_cooldown() -> None:
     block, _ = auto_assign(fresh(), 1, "h", {})
-    cooling = release_handle(block, "h", NOW, 30).block
+    cooling = release_handles(block, {"h"}, NOW, 30).block
     assert list(problems(cooling, NOW - timedelta(hours=1))) == [
         "an address was released in the future, at 2026-01-02T03:04:05Z"
     ]
@@ -275,12 +275,13 @@ class BlockAgainstModel(RuleBasedStateMachine):
             with pytest.raises(Conflict):
                 release(self.block, [wanted], self.now, self.cooldown)
 
-    @rule(handle=HANDLES)
-    def by_handle(self, handle: str) -> None:
-        slots = [slot for slot, holder in self.held.items() if holder == handle]
-        assert sorted(ordinal(self.block, ip) for ip in ips_of(self.block, handle)) == sorted(slots)
-        freed = release_handle(self.block, handle, self.now, self.cooldown)
-        assert freed.counts == ({handle: len(slots)} if slots else {})
+    @rule(handles=st.sets(HANDLES))
+    def by_handles(self, handles: set[str]) -> None:
+        slots = [slot for slot, holder in self.held.items() if holder in handles]
+        found = [ordinal(self.block, ip) for handle in handles for ip in ips_of(self.block, handle)]
+        assert sorted(found) == sorted(slots)
+        freed = release_handles(self.block, handles, self.now, self.cooldown)
+        assert freed.counts == Counter(self.held[slot] for slot in slots)
         self.write(freed.block)
         self.free(*slots)
 
