@@ -72,6 +72,8 @@ class Faults:
     silent: bool = False
     """Watches stay open and say nothing, not even bookmarks; what they missed comes when this ends."""
     no_bookmarks: bool = False
+    forgetful: bool = False
+    """Whatever revision a watch begins from, it is forgotten: more changes while one lists than is remembered."""
     failures: list[Failure] = field(default_factory=list)
     lies: list[Lie] = field(default_factory=list)
 
@@ -111,6 +113,7 @@ class Faults:
     def clear(self) -> None:
         """Everything works."""
         self.latency, self.slow, self.silent, self.no_bookmarks = 0.0, ".*", False, False
+        self.forgetful = False
         self.failures.clear()
         self.lies.clear()
 

@@ -86,7 +86,7 @@ class Watch:
     async def chunks(self) -> AsyncIterator[bytes]:
         """Ends after the timeout. The first line of a watch from a forgotten revision is an ERROR, and the last."""
         from_now = self.want.revision in (None, 0) or self.want.initial is True
-        if not from_now and self.sent < self.storage.floor(self.kind.resource):
+        if not from_now and (self.faults.forgetful or self.sent < self.storage.floor(self.kind.resource)):
             words = f"too old resource version: {self.sent} ({self.storage.floor(self.kind.resource)})"
             yield b'{"type":"ERROR","object":' + expired(words).body() + b"}\n"
             return

@@ -13,13 +13,14 @@ from tortie.calc.workloads import ENDPOINT, disregarded, refreshed
 from tortie.model.k8s import Pod
 from tortie.model.store import EventType, Store
 from tortie.model.workload import NETWORK, WorkloadEndpoint, endpoint_name
+from tortie.store.relisting import Relisting
 
 log = logging.getLogger(__name__)
 
 
 async def follow_pods(node: str, store: Store, view: View) -> None:
     """Forever. The endpoint is written by ADD and deleted by DEL; in between `refreshed` says what changes."""
-    complain = Seldom(log)
+    complain, again = Seldom(log), Relisting()
     await view.in_sync.wait()  # before that an endpoint that is there may not be known yet
     while True:
         try:
@@ -36,7 +37,7 @@ async def follow_pods(node: str, store: Store, view: View) -> None:
                         view.known.put(event.object)
                         await refresh(event.object, node, store, view)
         except Compacted:
-            continue
+            await asyncio.sleep(again.lost())
         except Unavailable as error:
             view.known.lost(Pod)
             complain.warning(f"{error}; trying again")

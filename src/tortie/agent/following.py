@@ -35,6 +35,7 @@ from tortie.model.belief import (
 )
 from tortie.model.meta import Resource
 from tortie.model.store import Event, Listing
+from tortie.store.relisting import LONGEST, Relisting
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class Following:
 
     async def follow(self, kind: type[Resource]) -> None:
         """Forever."""
-        word, failures = self.words.setdefault(kind, Word()), 0
+        word, failures, again = self.words.setdefault(kind, Word()), 0, Relisting(clock=self._clock)
         while True:
             limit: asyncio.Timeout | None = None
             try:
@@ -90,6 +91,8 @@ class Following:
             except Compacted:
                 word.limit = None
                 log.info("%s: history is gone, listing again", kind.KIND.plural)
+                if pause := again.lost():
+                    await self._wait(kind, word, pause)
             except TimeoutError:
                 if limit is None or not limit.expired():
                     raise
@@ -102,6 +105,14 @@ class Following:
                 failures += 1
                 if failures > 1:
                     await asyncio.sleep(random.uniform(0.5, 1) * min(LONGEST_RETRY, 2 ** (failures - 2)))
+
+    async def _wait(self, kind: type[Resource], word: Word, pause: float) -> None:
+        """Before the next list of a kind whose history goes faster than it can be listed."""
+        word.listed = False
+        word.why = f"{kind.KIND.plural}: the datastore forgets what has changed while they are listed, again and again"
+        self._complain.warning(f"{word.why}; what is known may be {LONGEST:g} s old")
+        self._picture.lose(kind)
+        await asyncio.sleep(pause)
 
     def look_again(self, *kinds: type[Resource]) -> None:
         """End the watch of these kinds, of all if none is named, and list them."""

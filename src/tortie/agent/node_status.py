@@ -38,6 +38,7 @@ from tortie.model.nodestatus import (
     RouteStatus,
 )
 from tortie.model.store import EventType, Store
+from tortie.store.relisting import Relisting
 
 log = logging.getLogger(__name__)
 
@@ -182,6 +183,7 @@ class StatusReporter:
             tasks.create_task(self._report(), name="node status: report")
 
     async def _follow(self) -> None:
+        again = Relisting()
         while True:
             try:
                 listing = await self._store.list(CalicoNodeStatus)
@@ -194,7 +196,7 @@ class StatusReporter:
                         gone = event.type is EventType.DELETED
                         self._take(event.object.name, None if gone else event.object.spec)
             except Compacted:
-                continue
+                await asyncio.sleep(again.lost())
             except Unavailable as error:
                 self._complain.warning(f"node status: {error}; trying again")
                 await asyncio.sleep(RETRY)

@@ -18,6 +18,7 @@ from tortie.model.meta import Resource
 from tortie.model.node import FelixConfiguration, Node
 from tortie.model.store import Store
 from tortie.policy.selector import parse
+from tortie.store.relisting import Relisting
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ async def encrypts_hosts(store: Store, node: str) -> bool:
 
 
 async def _wake(node: str, store: Store, kind: type[Resource], changed: asyncio.Event) -> None:
-    complain = Seldom(log)
+    complain, again = Seldom(log), Relisting()
     while True:
         try:
             listing = await store.list(kind)
@@ -84,7 +85,7 @@ async def _wake(node: str, store: Store, kind: type[Resource], changed: asyncio.
                 if any(kind is not Node or event.object.name == node for event in batch):
                     changed.set()
         except Compacted:
-            continue
+            await asyncio.sleep(again.lost())
         except Unavailable as error:
             complain.warning(f"{error}; trying again")
             await asyncio.sleep(FIRST_RETRY)

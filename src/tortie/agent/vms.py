@@ -11,13 +11,14 @@ from tortie.base.logs import Seldom
 from tortie.ipam.vm import VmAddresses
 from tortie.model.k8s import VirtualMachineInstance
 from tortie.model.store import EventType, Store
+from tortie.store.relisting import Relisting
 
 log = logging.getLogger(__name__)
 
 
 async def follow_migrations(node: str, store: Store, addresses: VmAddresses) -> None:
     """Forever, where there is KubeVirt. Whatever moved while nobody looked is found at the start."""
-    complain = Seldom(log)
+    complain, again = Seldom(log), Relisting()
     while True:
         try:
             listing = await store.list(VirtualMachineInstance)
@@ -28,7 +29,7 @@ async def follow_migrations(node: str, store: Store, addresses: VmAddresses) -> 
                     if event.type is not EventType.DELETED:
                         await arrived(event.object, node, addresses)
         except Compacted:
-            continue
+            await asyncio.sleep(again.lost())
         except (NotFound, NotSupported):
             return  # a cluster without KubeVirt
         except (Unavailable, Conflict) as error:

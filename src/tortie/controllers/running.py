@@ -24,6 +24,7 @@ from tortie.controllers.backoff import Backoff, delay
 from tortie.controllers.configuration import Settings
 from tortie.model.meta import Resource
 from tortie.model.store import Event, EventType, Store
+from tortie.store.relisting import Relisting
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ async def wake_on(
     """Forever. What may have happened before a watch began, at first or while the datastore was away, is a reason to
     look. Those of the controllers `these` that want to be told are told first."""
     hearing = [each for each in these if each.name in reasons and isinstance(each, Told)]
-    tries, told = 0, ""
+    tries, told, again = 0, "", Relisting()
     while True:
         try:
             listing = await store.list(kind)
@@ -145,7 +146,7 @@ async def wake_on(
                         wakes[name].set()
             await asyncio.sleep(BURST)
         except Compacted:
-            await asyncio.sleep(BURST)
+            await asyncio.sleep(max(BURST, again.lost()))
         except TortieError as error:
             if str(error) != told:
                 log.warning("%s: %s; trying again", kind.KIND.plural, error)

@@ -25,6 +25,7 @@ from tortie.model.meta import Resource, changed
 from tortie.model.node import ClusterInformation
 from tortie.model.store import Event, Listing, Store
 from tortie.store.fanout.wire import Record, Why
+from tortie.store.relisting import Relisting
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class Feed:
 
     async def run(self) -> None:
         """Until the datastore is closed, or does not serve the kind."""
-        pause = self._pace.first_retry
+        pause, again = self._pace.first_retry, Relisting(self._pace.first_retry, self._pace.longest_retry)
         while not self.unserved:
             try:
                 if self._relist:
@@ -102,6 +103,7 @@ class Feed:
             except Compacted:
                 self._relist = True
                 log.info("%s: history is gone, listing again", self.kind.KIND.plural)
+                await asyncio.sleep(again.lost())
             except TimeoutError:
                 if not self._relist:
                     raise

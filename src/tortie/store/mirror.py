@@ -33,6 +33,7 @@ from tortie.model.belief import (
 )
 from tortie.model.meta import Resource
 from tortie.model.store import Event, EventType, Listing, Store
+from tortie.store.relisting import Relisting
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class Mirror:
                 tasks.create_task(self._follow(kind), name=f"follow {kind.KIND.key}")
 
     async def _follow(self, kind: type[Resource]) -> None:
-        pause, failures = FIRST_LOOK_AGAIN, 0
+        pause, failures, again = FIRST_LOOK_AGAIN, 0, Relisting()
         while True:
             try:
                 revision = await self._believable(kind)
@@ -84,6 +85,7 @@ class Mirror:
                     self._hear(kind, batch)
             except Compacted:
                 log.info("%s: history is gone, listing again", kind.KIND.plural)
+                await asyncio.sleep(again.lost())
             except NotSupported as error:
                 log.info("%s are not followed: %s", kind.KIND.plural, error)
                 self._listed(kind)

@@ -43,6 +43,7 @@ from tortie.flannel.subnet import Choice, choose, is_own, own
 from tortie.model.apiconfig import ApiConfig
 from tortie.store.etcd.keyspace import Change, Entry, Keyspace, Reading, Span
 from tortie.store.etcd.wire import PATIENCE, QUIET
+from tortie.store.relisting import Relisting
 
 log = logging.getLogger(__name__)
 
@@ -235,6 +236,7 @@ class EtcdManager:
 
     async def _hold(self, own: Lease) -> NoReturn:
         """Raises LeaseLost."""
+        again = Relisting()
         while True:
             left = None if self._due is None else max(0.0, self._due - time.monotonic())
             try:
@@ -246,7 +248,7 @@ class EtcdManager:
             except LeaseLost:
                 raise
             except Compacted:
-                pass
+                await asyncio.sleep(again.lost())
             except TortieError as error:
                 await self._away(error)
 
@@ -304,7 +306,7 @@ class EtcdManager:
     # --- other nodes ------------------------------------------------------------------------------------------------
 
     async def neighbours(self, own: Lease) -> AsyncIterator[Leases]:
-        known, history = Known(), self._rewritten
+        known, history, again = Known(), self._rewritten, Relisting()
         while True:
             timer: asyncio.TimerHandle | None = None
             try:
@@ -329,6 +331,7 @@ class EtcdManager:
                             yield self._others(known, own)
             except Compacted as error:
                 log.debug("%s", error)
+                await asyncio.sleep(again.lost())
             except TortieError as error:
                 await self._away(error)
             finally:

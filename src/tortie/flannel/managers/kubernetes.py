@@ -49,6 +49,7 @@ from tortie.model.conditions import NetworkCondition, with_network
 from tortie.model.k8s import K8sNode, Pod
 from tortie.model.meta import changed
 from tortie.model.store import Event, Listing, Store
+from tortie.store.relisting import Relisting
 
 log = logging.getLogger(__name__)
 
@@ -296,7 +297,7 @@ class KubernetesManager:
 
     async def _follow(self, known: KnownNodes) -> AsyncIterator[None]:
         """For ever: something may be new."""
-        pause = FIRST_LOOK_AGAIN
+        pause, again = FIRST_LOOK_AGAIN, Relisting()
         while True:
             try:
                 async with aclosing(cast(Any, self._lists(known))) as lists:
@@ -312,6 +313,7 @@ class KubernetesManager:
                         yield
             except Compacted:
                 log.info("nodes: history is gone, listing again")
+                await asyncio.sleep(again.lost())
             except (Unavailable, NotSupported) as error:
                 self._away = f"{self.where} is away, other nodes count as they were: {error}"
                 self._complain.warning(self._away)
