@@ -64,6 +64,10 @@ class Unsure(Exception):
     """The connection broke, or time ran out, while a write was on its way: it may be carried out yet."""
 
 
+class Full(Unavailable):
+    """etcd takes nothing that needs room: surely it was not carried out. It still reads, deletes and compacts."""
+
+
 class LeaseGone(Exception):
     """The lease that a write asked for has run out; nothing was written."""
 
@@ -318,7 +322,10 @@ def refusal(code: grpc.StatusCode, text: str, config: ApiConfig, keys: str) -> T
             "the object is too large for etcd: its members' --max-request-bytes says how large it may be"
         )
     if "database space exceeded" in text:
-        return Unavailable("etcd: its database is full: compact and defragment it, then disarm its alarm")
+        return Full(
+            "etcd: its database is full: make room (etcdctl compact, etcdctl defrag; deleting works), then take its"
+            " alarm away (etcdctl alarm disarm)"
+        )
     return None
 
 

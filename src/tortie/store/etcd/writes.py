@@ -7,6 +7,9 @@
 
 Two writers that put the same content over the same revision could not be told apart by what is stored. A receipt is a
 key of a writer, `/tortie/v1/.receipts/<client>/<slot>`; a lease takes it away when the client is long gone.
+
+An etcd that is full takes no receipt, but deletes. Then a deletion goes without one, and is Unavailable if its answer
+is lost.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from aetcd import rpc
 
 from tortie.base.errors import Unavailable
 from tortie.store.etcd.layout import OWN
-from tortie.store.etcd.wire import LONGEST_PAUSE, LeaseGone, Unsure, Wire
+from tortie.store.etcd.wire import LONGEST_PAUSE, Full, LeaseGone, Unsure, Wire
 
 RECEIPTS = f"{OWN}.receipts/"
 LEASE = 600
@@ -51,7 +54,19 @@ class Writes:
 
     async def delete(self, key: bytes, at: int) -> int | None:
         """Deletes a key that is at revision `at`. The revision, or None when it is at another. Raises Unavailable."""
-        return await self._write(key, at, rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=key)))
+        change = rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=key))
+        try:
+            return await self._write(key, at, change)
+        except Full:  # there is no room for a receipt
+            return await self._without_receipt(key, at, change)
+
+    async def _without_receipt(self, key: bytes, at: int, change: Any) -> int | None:
+        """The same. Raises Unavailable also when nobody can tell what has become of it."""
+        try:
+            answer = await self._wire.ask_once("Txn", rpc.TxnRequest(compare=[_at(key, at)], success=[change]))
+        except Unsure:
+            raise Unavailable(f"etcd {self._wire.where}: no answer to a deletion, which may be carried out") from None
+        return int(answer.header.revision) if answer.succeeded else None
 
     async def _write(self, key: bytes, at: int, change: Any) -> int | None:
         """Only a slot whose write is surely over is used again: one that is late would overwrite another's receipt."""
@@ -63,12 +78,11 @@ class Writes:
 
     async def _carry_out(self, key: bytes, at: int, change: Any, receipt: bytes) -> int | None:
         mark, begin, unsure = str(next(self._marks)).encode(), time.monotonic(), False
-        untouched = rpc.Compare(result=rpc.Compare.EQUAL, target=rpc.Compare.MOD, key=key, mod_revision=at)
         while True:
             note = rpc.PutRequest(key=receipt, value=mark, lease=await self._leased())
             success = [change, rpc.RequestOp(request_put=note)]
             try:
-                answer = await self._wire.ask_once("Txn", rpc.TxnRequest(compare=[untouched], success=success))
+                answer = await self._wire.ask_once("Txn", rpc.TxnRequest(compare=[_at(key, at)], success=success))
             except LeaseGone:
                 self._lease = 0
                 continue
@@ -97,3 +111,8 @@ class Writes:
                 self._granted = time.monotonic()
                 self._lease = (await self._wire.ask("LeaseGrant", rpc.LeaseGrantRequest(TTL=LEASE))).ID
             return self._lease
+
+
+def _at(key: bytes, revision: int) -> Any:
+    """Whether a key is at a revision (0: is not there)."""
+    return rpc.Compare(result=rpc.Compare.EQUAL, target=rpc.Compare.MOD, key=key, mod_revision=revision)
