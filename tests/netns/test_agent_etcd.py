@@ -19,17 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_node import RED, Site, settled, site_in, soon
+from agent_node import RED, Sandbox, Site, conflist, ips, pod, settled, site_in, soon
 from msgspec.structs import replace
 from overlay_nodes import Town, change_pool
 
 from etcd_server import Etcd, needs_etcd, running
 from namespaces import Ns, namespaces
 from pings import Ping, Pings
+from tortie.base.errors import Unavailable
 from tortie.kernel import netns
 from tortie.model.document import parse
 from tortie.model.k8s import TO_BE_DELETED, K8sNode, K8sNodeSpec
 from tortie.model.meta import Metadata
+from tortie.model.policy import NetworkSet, NetworkSetSpec
 from tortie.model.store import Store
 from tortie.model.workload import WorkloadEndpoint
 from tortie.store import open_store
@@ -116,7 +118,9 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
+def place(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
+    """A parameter is one of etcd's options."""
+    options = [request.param] if hasattr(request, "param") else []
     spaces = namespaces()
     make = next(spaces)
     try:
@@ -126,7 +130,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
             ns.ip("link", "set", "lo", "up")
             ns.ip("address", "add", f"{ETCD_AT}/24", "dev", "br0")
             within = ["nsenter", f"--net={ns.path}"]
-            etcd = stack.enter_context(running(tmp_path / "etcd", host=ETCD_AT, within=within))
+            etcd = stack.enter_context(running(tmp_path / "etcd", 1, options, host=ETCD_AT, within=within))
             door = stack.enter_context(Door(ns, ETCD_AT, etcd.members[0].port))
             site.datastore = f"etcd:{door.url}"  # type: ignore[assignment]
             site.set_up()
@@ -199,3 +203,45 @@ async def test_a_node_that_leaves_says_so(place: Place) -> None:
         here = await store.get(K8sNode, "a")  # the agent has written its condition
         await store.update(replace(here, spec=K8sNodeSpec()))
         await soon(lambda: eligible("a"), what="it stays after all")
+
+
+@pytest.mark.parametrize("place", ["--quota-backend-bytes=6000000"], indirect=True)
+async def test_pods_come_and_go_while_etcd_is_full(place: Place) -> None:
+    town, node = place.town, place.town.nodes["a"]
+    nets = tuple(f"10.{number // 256}.{number % 256}.0/24" for number in range(8000))
+
+    def status() -> dict[str, Any]:
+        return dict(json.loads(node.ask("/status")[1]))
+
+    async def fill(store: Store) -> None:
+        for number in range(200):
+            metadata = Metadata(name=f"s{number}", namespace="red")
+            await store.create(NetworkSet(metadata=metadata, spec=NetworkSetSpec(nets=nets)))
+
+    async with place.store() as store:
+        for one in town.nodes.values():
+            await asyncio.to_thread(one.await_ready)
+        for name in ("stays", "goes"):
+            await town.pod(store, name, "a")
+        await store.create(pod("comes", "a"))
+        comes = Sandbox(node, "comes", town.make_ns("comes"), conflist=conflist("1.1.0"))
+        await soon(status, lambda all: all["cni"]["pods"] == 3 and all["cni"]["ready"] and not all["cni"]["pending"])
+        with pytest.raises(Unavailable, match="its database is full"):
+            await fill(store)
+
+        got = ips(await comes.add())
+        await soon(lambda: town.pings(town.pods["stays"][1], got[0]), what="they reach each other")
+        await town.pods["goes"][0].delete()
+        assert town.pods["goes"][0].host_ifname not in node.links()
+        await soon(status, lambda all: (all["cni"]["pending"], all["cni"]["leaving"]) == (1, 1))
+        await soon(status, lambda all: "its database is full" in json.dumps(all["wrong"]), "it is said")
+
+        for one in (await store.list(NetworkSet)).items:
+            await store.delete(NetworkSet, one.name, "red")
+        revision = (await store.list(NetworkSet)).revision
+        for words in (("compact", revision), ("defrag",), ("alarm", "disarm")):
+            await asyncio.to_thread(place.etcd.ctl, *words)
+        await soon(status, lambda all: not (all["cni"]["pending"] or all["cni"]["leaving"] or all["wrong"]))
+        found = {one.spec.pod: one.spec.ip_networks for one in (await store.list(WorkloadEndpoint)).items}
+        assert found.keys() == {"stays", "comes"}
+        assert [text.partition("/")[0] for text in found["comes"]] == got
