@@ -119,6 +119,11 @@ class Node:
     def log(self) -> Path:
         return self.run_dir / "agent.log"
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def cpu(self) -> float:
         """Seconds of CPU that the agent has taken so far: /proc/PID/task/*/schedstat, nanoseconds first."""
         assert self._process is not None

@@ -13,7 +13,7 @@ from bench.progress import run
 SCRIPTS = (
     "cni_add", "add_steps", "throughput", "policy_throughput", "lab_up", "calc_scale", "policy_scale",
     "policy_scale_large", "ipam", "convergence", "bgp_scale", "encap", "plugins", "store", "kube_list",
-    "agent_load", "fanout", "flannel", "flannel_udp", "services",
+    "agent_load", "fanout", "flannel", "flannel_udp", "services", "idle",
 )  # fmt: skip
 
 
