@@ -9,11 +9,17 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from tortie.base.errors import ConfigError
+
 PAUSE = 60.0
 """Seconds in which the same complaint is not repeated."""
 ESCAPED = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
 """What many programs take for the end of a line, and JSON does not."""
-LEVELS = {"trace": "DEBUG", "debug": "DEBUG", "info": "INFO", "warning": "WARNING", "error": "ERROR", "fatal": "ERROR"}
+LEVELS = {
+    "trace": "DEBUG", "debug": "DEBUG", "info": "INFO", "warn": "WARNING", "warning": "WARNING", "error": "ERROR",
+    "fatal": "ERROR", "panic": "ERROR",
+}  # fmt: skip
+"""Calico's words, of all its programs."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -30,11 +36,19 @@ class JsonFormatter(logging.Formatter):
 
 
 def to_stderr(level: str) -> None:
-    """Every logger from now on. `level` is one of Calico's words, in any case."""
+    """Every logger from now on. `level` is one of Calico's words, in any case. Raises ConfigError for another one."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    handler.setLevel(LEVELS.get(level.lower(), "INFO"))
+    handler.setLevel(python_level(level))
     logging.basicConfig(handlers=[handler], level=handler.level, force=True)
+
+
+def python_level(level: str) -> str:
+    """Python's word for it. Raises ConfigError."""
+    try:
+        return LEVELS[level.lower()]
+    except KeyError:
+        raise ConfigError(f'"{level}" is not one of {", ".join(LEVELS)}', "--log-level") from None
 
 
 class Seldom:

@@ -18,8 +18,10 @@ def agent(
     ipv6: Annotated[str, typer.Option("--ipv6", help="fd00::7/64, autodetect or none; or $IP6.")] = "",
     bgp: Annotated[bool, typer.Option("--bgp/--no-bgp", help="Run BIRD.")] = True,
     connect_delay: Annotated[int, typer.Option(help="Seconds before BIRD first dials its peers.", min=0)] = 2,
-    health_port: Annotated[int, typer.Option(help="/liveness and /readiness on 127.0.0.1; 0: none.")] = 9099,
-    metrics_port: Annotated[int, typer.Option(help="/metrics on every address; 0: none.")] = 9091,
+    health_port: Annotated[
+        int, typer.Option(help="/liveness and /readiness on 127.0.0.1; 0: none.", min=0, max=65535)
+    ] = 9099,
+    metrics_port: Annotated[int, typer.Option(help="/metrics on every address; 0: none.", min=0, max=65535)] = 9091,
     ready_addresses: Annotated[int, typer.Option(help="Addresses held ready for pods to come; 0: none.", min=0)] = 64,
     lib_dir: Annotated[Path | None, typer.Option("--lib-dir", help="Of mtu, nodename: /var/lib/calico.")] = None,
     defaults: Annotated[bool, typer.Option("--defaults/--no-defaults", help="Make first pools and objects.")] = True,
@@ -32,7 +34,9 @@ def agent(
     nodeport_addresses: Annotated[
         str, typer.Option("--nodeport-addresses", metavar="NET,...", help="Of this node, where NodePorts are answered.")
     ] = "",
-    proxy_health_port: Annotated[int, typer.Option(help="/healthz as kube-proxy has it; 0: none.")] = 10256,
+    proxy_health_port: Annotated[
+        int, typer.Option(help="/healthz as kube-proxy has it; 0: none.", min=0, max=65535)
+    ] = 10256,
     log_level: Annotated[str, typer.Option(envvar="TORTIE_LOG_LEVEL", help="debug, info, warning, error.")] = "info",
 ) -> None:
     """Run this node: connect its pods, enforce policy, speak BGP. Stops on SIGTERM and leaves the network working."""

@@ -28,10 +28,16 @@ def fanout(
         str, typer.Option(envvar="TYPHA_CLIENTURISAN", metavar="URI", help="The same, a URI among the other names.")
     ] = "",
     health_port: Annotated[
-        int, typer.Option(envvar="TYPHA_HEALTHPORT", help="/liveness and /readiness on 127.0.0.1; 0: none.")
+        int,
+        typer.Option(
+            envvar="TYPHA_HEALTHPORT", help="/liveness and /readiness on 127.0.0.1; 0: none.", min=0, max=65535
+        ),
     ] = 9098,
     metrics_port: Annotated[
-        int, typer.Option(envvar="TYPHA_PROMETHEUSMETRICSPORT", help="/metrics on every address; 0: none.")
+        int,
+        typer.Option(
+            envvar="TYPHA_PROMETHEUSMETRICSPORT", help="/metrics on every address; 0: none.", min=0, max=65535
+        ),
     ] = 9093,
     max_connections: Annotated[int, typer.Option(min=1, help="Agents at the same time; more are sent away.")] = 10_000,
     leave: Annotated[

@@ -26,8 +26,12 @@ def proxy(
     nodeport_addresses: Annotated[
         str, typer.Option("--nodeport-addresses", metavar="NET,...", help="Where NodePorts are answered.")
     ] = "",
-    healthz_port: Annotated[int, typer.Option(help="/healthz as kube-proxy has it; 0: none.")] = 10256,
-    metrics_port: Annotated[int, typer.Option(help="/metrics on 127.0.0.1, as kube-proxy's; 0: none.")] = 10249,
+    healthz_port: Annotated[
+        int, typer.Option(help="/healthz as kube-proxy has it; 0: none.", min=0, max=65535)
+    ] = 10256,
+    metrics_port: Annotated[
+        int, typer.Option(help="/metrics on 127.0.0.1, as kube-proxy's; 0: none.", min=0, max=65535)
+    ] = 10249,
     log_level: Annotated[str, typer.Option(envvar="TORTIE_LOG_LEVEL", help="debug, info, warning, error.")] = "info",
 ) -> None:
     """Serve services on this node: ClusterIP, NodePort, LoadBalancer. The agent does it too, where it runs. Stops on
