@@ -135,6 +135,20 @@ def test_logs_say_who_came(lab: Lab) -> None:
     assert f"HTTP from {caller} port " in line
 
 
+def test_a_log_that_is_followed_ends_with_its_pod(lab: Lab) -> None:
+    lab.apply(pod("brief", command=["sh", "-c", "echo begun; exec sleep 600"]))
+    until(lambda: lab.phase("brief") == "Running", "brief runs")
+    process = lab.start("lab", "logs", "-f", "red/brief")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    lab.tortie("delete", "pod", "brief", "-n", "red")
+    try:
+        assert process.wait(timeout=10) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_a_pod_goes_outside_with_its_nodes_address(lab: Lab) -> None:
     page = lab.tortie("lab", "exec", "red/a", "--", "busybox", "wget", "-qO-", "http://198.51.100.9/")
     assert page.startswith("outside on outside saw 172.30.0.11 port ")

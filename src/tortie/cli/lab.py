@@ -257,7 +257,7 @@ def logs(
             help="A pod, node:NAME, flanneld:NODE, proxy:NODE, router:NAME, outside, kubelet, controllers.",
         ),
     ],
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows, as long as it is there.")] = False,
     name: Name = "",
 ) -> None:
     """What a pod printed, or whom it answered; the log of a node's agent, flanneld or proxy, a router, the outside
@@ -270,7 +270,7 @@ def logs(
     try:
         with places.log_of(directory, where).open("rb") as log:
             sys.stdout.buffer.write(log.read())
-            while follow:
+            while follow and os.fstat(log.fileno()).st_nlink:  # until somebody takes it away, with its pod or lab
                 sys.stdout.buffer.flush()
                 time.sleep(_FOLLOW_SECONDS)
                 sys.stdout.buffer.write(log.read())
