@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -184,18 +185,21 @@ def test_another_size_under_the_same_name_is_refused(lab: Lab) -> None:
 def test_programs_run_restart_and_end_as_the_manifest_says(lab: Lab) -> None:
     once = pod("once", command=["sh", "-c", "hostname; exit 3"], restartPolicy="Never")
     again = pod("again", command=["sh", "-c", "echo round; exit 0"])
+    none = pod("none", command=["/no/such/program"], restartPolicy="Never")
     done = pod("done", command=["true"], restartPolicy="OnFailure")
-    lab.apply(once, again, done)
+    lab.apply(once, again, done, none)
     try:
         until(lambda: lab.phase("once") == "Failed", "once has failed")
         until(lambda: lab.phase("done") == "Succeeded", "done has succeeded")
         until(lambda: lab.tortie("lab", "logs", "red/again").count("round") >= 2, "again ran again")
         assert lab.tortie("lab", "logs", "red/once").split() == ["once"]
+        until(lambda: lab.phase("none") == "Failed", "none has failed")
+        assert re.fullmatch(r"start: .*/no/such/program: not found\n", lab.tortie("lab", "logs", "red/none"))
         assert "exit code 3" in lab.pod("once").status.message
         # What is over has given its network back.
         until(lambda: not [ns for ns in network.namespaces(lab.name) if ns.endswith((".once", ".done"))], "no sandbox")
     finally:
-        for name in ("once", "again", "done"):
+        for name in ("once", "again", "done", "none"):
             lab.tortie("delete", "pod", name, "-n", "red")
     until(lambda: not lab.directory.pod("red", "again").exists(), "again is forgotten")
 

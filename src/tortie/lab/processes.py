@@ -21,9 +21,10 @@ from tortie.kernel import netns
 # proc_pid_stat(5), counted from the third field, which is the first after the name
 _STATE, _START_TIME = 3 - 3, 22 - 3
 
-# $0 is the pid file; the rest is what IN_PLACE takes.
+# $1 is the pid file; the rest is what IN_PLACE takes. The shell says $0 first where there is no such program.
 _BECOME = """
-read -r stat </proc/$$/stat && echo "$stat" >"$0"
+read -r stat </proc/$$/stat && echo "$stat" >"$1"
+shift
 """
 # $1 is the host name or "" to keep the machine's own, $2 what is to be /etc/resolv.conf or "" for the machine's, the
 # rest is what to become.
@@ -126,7 +127,7 @@ def spawn(
     """
     pid_file.parent.mkdir(parents=True, exist_ok=True)
     log.parent.mkdir(parents=True, exist_ok=True)
-    become = ["sh", "-c", _BECOME + IN_PLACE, str(pid_file), hostname, resolv_conf, *argv]
+    become = ["sh", "-c", _BECOME + IN_PLACE, "start", str(pid_file), hostname, resolv_conf, *argv]
     become = [*apart(hostname, resolv_conf), *become]
     if detached:
         become = ["setsid", "--fork", *become]
