@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,3 +120,19 @@ def test_nowhere_to_write_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(KernelError, match="none of the directories can be written"):
         install(files_in(tmp_path))
     assert everything(tmp_path) == {"bin"}
+
+
+def test_what_is_missing_is_said_with_where_it_comes_from(tmp_path: Path) -> None:
+    """A plugin that is not ours is only named."""
+    plugins = [{"type": "calico"}, {"type": "portmap"}, {"type": "weave"}]
+    network = json.dumps({"name": "n", "cniVersion": "1.0.0", "plugins": plugins})
+    bin_dir, net_dir = tmp_path / "bin", tmp_path / "net"
+    bin_dir.mkdir()
+    variables = {"CNI_NETWORK_CONFIG": network}
+    command = [sys.executable, "-m", "tortie.cli.main", "cni", "install", "--bin-dir", bin_dir, "--net-dir", net_dir]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **variables})
+    until = f"in {bin_dir}: until it is there, no container is connected"
+    assert done.stderr.splitlines() == [
+        f'no plugin "portmap" {until}; tortie cni install --plugins portmap puts ours there',
+        f'no plugin "weave" {until}',
+    ]

@@ -46,9 +46,12 @@ def install(bin_dir: BinDirs = None, net_dir: NetDir = None, plugins: Plugins = 
     files = host_files(os.environ, tuple(bin_dir or ()), net_dir)
     changed = install(files)
     typer.echo("\n".join(f"wrote {line}" for line in changed) or "everything is in place already")
+    from tortie.cni.install import PLUGINS
+
     for name in absent(files):
         where = ", ".join(map(str, files.bin_dirs))
-        typer.echo(f'no plugin "{name}" in {where}: until it is there, no container is connected', err=True)
+        ours = f"; tortie cni install --plugins {name} puts ours there" if name in PLUGINS else ""
+        typer.echo(f'no plugin "{name}" in {where}: until it is there, no container is connected{ours}', err=True)
 
 
 @app.command()
