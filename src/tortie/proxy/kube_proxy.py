@@ -61,10 +61,9 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What there is on a machine. `chains`: names by the title of their table. `listener`: at the port of metrics; a
-    pid of 0: of a process that cannot be seen. It is looked for where there are rules and no program: the kernel
-    has to walk through its whole table of connections to tell. `unseen`: where rules may be that cannot be looked
-    at, in lines."""
+    """What there is on a machine. `chains`: names by the title of their table. `unseen`: where rules may be that cannot
+    be looked at, in lines. `listener`: at the port of metrics; a pid of 0: of a process that cannot be seen. It is only
+    looked for where there are rules and no program: the kernel walks through its whole table of connections to tell."""
 
     tables: tuple[str, ...] = ()
     chains: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
