@@ -563,6 +563,14 @@ def test_a_group_without_a_command_says_which_there_are(words, capsys):
     assert "Commands:" in capsys.readouterr().out
 
 
+def test_a_word_that_is_none_of_an_option_s(capsys):
+    assert main(["dns", "--pods", "some"]) == 2
+    assert capsys.readouterr().err == (
+        "tortie: Invalid value for '--pods': 'some' is not one of 'insecure', 'verified', 'disabled'. "
+        "(tortie dns --help tells more)\n"
+    )
+
+
 def test_a_terminal_gets_a_drawn_table_a_pipe_plain_columns(tortie):
     tortie.apply(POOL)
     ours, theirs = pty.openpty()

@@ -273,7 +273,8 @@ def _usage(error: Any) -> int:
         typer.echo(error.ctx.get_help())
         return 0
     path = context.command_path if context is not None else dialect.program
-    typer.echo(f"{_who()}{_one_line(error.format_message())} ({path} --help tells more)", err=True)
+    message = _one_line(error.format_message()).replace(": Value error, ", ": ")  # Python's word for it
+    typer.echo(f"{_who()}{message} ({path} --help tells more)", err=True)
     return _wrong_input()
 
 
