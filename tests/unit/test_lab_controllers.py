@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tortie.base.errors import ConfigError
 from tortie.controllers.health import STALE, uptime
 from tortie.lab import flannel, networks
 from tortie.lab.controllers import ControllersState, state_of
@@ -35,6 +36,15 @@ def runs(directory: LabDirectory) -> None:
 def written(directory: LabDirectory, ago: float = 0.0, at: float = 2000.0, why: str = "") -> None:
     directory.controllers_status.write_text(json.dumps({"written": uptime() - ago, "notReady": why}))
     os.utime(directory.controllers_status, (at, at))
+
+
+def test_a_lab_without_its_file_is_there_all_the_same(directory: LabDirectory) -> None:
+    with pytest.raises(
+        ConfigError, match=r'lab "x" is not whole: .*"tortie lab down --name x" takes away what is left'
+    ):
+        directory.read()
+    with pytest.raises(ConfigError, match='no lab "y" here; there is x'):
+        LabDirectory("y", directory.root).read()
 
 
 def test_none_run(directory: LabDirectory) -> None:

@@ -189,6 +189,9 @@ class LabDirectory:
             return laid_out(fields["name"], shape(fields["topology"]))
         except FileNotFoundError:
             labs = find_labs(self.root)
+            if self.name in labs:
+                left = f'"tortie lab down --name {self.name}" takes away what is left'
+                raise ConfigError(f'lab "{self.name}" is not whole: its lab.json is gone; {left}') from None
             hint = f'; there is {names(labs)}, see "--name"' if labs else '; "tortie lab up" makes one'
             raise ConfigError(f'no lab "{self.name}" here{hint}') from None
         except (ValueError, KeyError, TypeError) as error:
