@@ -132,6 +132,23 @@ async def test_tls_and_none(tls: Etcd, certificates: Certificates, opened: Open)
     assert await refused(opened(plain))
 
 
+async def test_a_server_without_tls(certificates: Certificates, opened: Open, tmp_path: Path) -> None:
+    with running(tmp_path / "plain") as etcd:
+        config = with_files(etcd.url.replace("http", "https"), certificates)
+        assert "TLS: no agreement: is it served with TLS" in await refused(opened(config))
+
+
+async def test_a_server_that_is_no_etcd(opened: Open) -> None:
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        assert "what answers there is not etcd" in await refused(opened(ApiConfig(etcd_endpoints=url)))
+
+
 async def test_renewed_certificates_need_no_restart(
     tls: Etcd, certificates: Certificates, opened: Open, tmp_path: Path
 ) -> None:

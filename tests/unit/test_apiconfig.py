@@ -82,6 +82,9 @@ def test_variables_and_their_prefix() -> None:
         ({"DATASTORE_TYPE": "etcd"}, 'DATASTORE_TYPE: "etcd" is neither kubernetes nor etcdv3'),
         ({"CALICO_K8S_CLIENT_QPS": "many"}, 'CALICO_K8S_CLIENT_QPS: "many" is not a number'),
         ({"ETCD_ENDPOINTS": "http://a,b:1"}, 'ETCD_ENDPOINTS: "b:1" is not a URL such as http://192.0.2.1:2379'),
+        ({"ETCD_ENDPOINTS": "http://a:99999"}, 'ETCD_ENDPOINTS: "http://a:99999" is not a URL such as'),
+        ({"ETCD_ENDPOINTS": "http://a:x"}, 'ETCD_ENDPOINTS: "http://a:x" is not a URL such as'),
+        ({"ETCD_ENDPOINTS": "http://"}, 'ETCD_ENDPOINTS: "http://" is not a URL such as'),
         ({"K8S_CLIENT_QPS": "-1"}, "K8S_CLIENT_QPS: must be a number of requests in a second"),
     ],
 )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import field
@@ -94,7 +95,7 @@ class ApiConfig(Value, frozen=True, kw_only=True):
                     f"etcdEndpoints[{number}]",
                     "a password in a URL would be seen: give etcdUsername and etcdPassword",
                 )
-            elif not url.startswith(("http://", "https://")):
+            elif not is_of_a_server(url):
                 yield f"etcdEndpoints[{number}]", f'"{url}" is not a URL such as http://192.0.2.1:2379'
 
 
@@ -126,6 +127,19 @@ VARIABLES: dict[str, str] = {
 _DOCUMENTED = dict(zip(ApiConfig.__struct_fields__, ApiConfig.__struct_encode_fields__, strict=True))
 """Names of fields in documents, by ours."""
 _FALSE = frozenset({"", "0", "f", "false", "n", "no"})
+
+
+def is_of_a_server(url: str) -> bool:
+    """Whether a URL has a host, and a port if it has one that there can be.
+
+    >>> is_of_a_server("http://192.0.2.1:2379"), is_of_a_server("http://:2379"), is_of_a_server("http://a:99999")
+    (True, False, False)
+    """
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def from_environment(environment: Mapping[str, str]) -> ApiConfig:

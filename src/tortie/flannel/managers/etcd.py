@@ -40,7 +40,7 @@ from tortie.flannel.manager import LeaseLost, Leases, Overrides, Previous
 from tortie.flannel.presence import BEAT, Machine, Presence
 from tortie.flannel.remembered import TTL, History, Known, overlap
 from tortie.flannel.subnet import Choice, choose, is_own, own
-from tortie.model.apiconfig import ApiConfig
+from tortie.model.apiconfig import ApiConfig, is_of_a_server
 from tortie.store.etcd.keyspace import Change, Entry, Keyspace, Reading, Span
 from tortie.store.etcd.wire import PATIENCE, QUIET
 from tortie.store.relisting import Relisting
@@ -437,7 +437,7 @@ def _access(options: EtcdOptions) -> ApiConfig:
     for url in urls:
         if "@" in url:
             raise ConfigError("a password in a URL would be seen: give --etcd-username, --etcd-password", ENDPOINTS)
-        if not url.startswith(("http://", "https://")):
+        if not is_of_a_server(url):
             raise ConfigError(f'"{url}" is not a URL such as http://192.0.2.1:2379', ENDPOINTS)
     if not urls:
         raise ConfigError("is empty: the URLs of etcd's members, such as http://192.0.2.1:2379", ENDPOINTS)

@@ -9,6 +9,7 @@ from typing import Literal
 import tortie
 from tortie.base.addr import Net, parse_net
 from tortie.base.errors import ConfigError
+from tortie.model.apiconfig import is_of_a_server
 
 Datastore = Literal["kubernetes", "etcd"]
 Encapsulation = Literal["IPIP", "IPIPCrossSubnet", "VXLAN", "VXLANCrossSubnet", "None"]
@@ -191,7 +192,7 @@ def _check_datastore(options: Options) -> None:
     if options.datastore != "etcd" and options.etcd_endpoints:
         raise ConfigError("goes with --datastore etcd", "--etcd-endpoints")
     for url in options.etcd_endpoints:
-        if not re.fullmatch(r"https?://[^/\s,]+/?", url):
+        if not re.fullmatch(r"https?://[^/\s,]+/?", url) or not is_of_a_server(url):
             raise ConfigError(f'"{url}" is not a URL such as https://192.0.2.1:2379', "--etcd-endpoints")
     if len({url.partition(":")[0] for url in options.etcd_endpoints}) > 1:
         raise ConfigError("all are http, or all are https", "--etcd-endpoints")

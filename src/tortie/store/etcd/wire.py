@@ -335,8 +335,10 @@ def reason(error: AioRpcError, member: Member) -> str:
     for word, meaning in _TLS.items():
         if word in text:
             return f"TLS: {meaning}"
-    if member.secure and ("handshake failed" in text.lower() or "ssl" in text.lower()):
+    if member.secure and ("handshake" in text.lower() or "ssl" in text.lower()):
         return "TLS: no agreement: is it served with TLS, and does it believe our certificate?"
+    if "Failed parsing HTTP/2" in text:
+        return "what answers there is not etcd, or has another scheme than the URL (http, https)"
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return "no answer in time"
     return text.rpartition("last error: ")[2].removeprefix("UNKNOWN: ").removeprefix("UNAVAILABLE: ") or "no answer"
