@@ -59,6 +59,7 @@ from tortie.dataplane.converge import Failure
 from tortie.dataplane.drift import repair_table
 from tortie.dataplane.overlay import routing_stages
 from tortie.dataplane.stages.bird import BirdDaemon
+from tortie.dataplane.stages.departed_flows import Departed, ReusedAddresses
 from tortie.dataplane.stages.nft import Nft
 from tortie.dataplane.stages.peering_addresses import PeeringAddresses
 from tortie.dataplane.stages.qos import Qos
@@ -123,9 +124,11 @@ class Agent:
         self.nft = Nft()
         tunnels, vteps, ways, self.pod_routes = routing_stages()
         self.overlay = tunnels, vteps, ways
-        stages = (self.nft, Routes(), *self.overlay, self.pod_routes, RpFilter(), Qos(), PeeringAddresses())
+        departed = Departed()
+        of_pods = ReusedAddresses(departed), Routes()
+        stages = (self.nft, *of_pods, *self.overlay, self.pod_routes, RpFilter(), Qos(), PeeringAddresses())
         self.dataplane = Worker("dataplane", stages, self._applied, self._worker_broke)
-        self.flows = Flows(self.view, self.metrics.passes.labels("flows").inc, self._worker_broke)
+        self.flows = Flows(self.view, departed, self.metrics.passes.labels("flows").inc, self._worker_broke)
         self.drops = Drops(config.node, self.view.cluster, lambda: self.nft.ruleset)
         where = place(config.datastore)
         self.evidence = Evidence(config.node, str(where), self.view, self.progress, self.nft)

@@ -1,4 +1,5 @@
-"""Connections that are established: what policy allows no more is ended, and what may goes past the rules.
+"""Connections that are established: those that policy allows no more, and those of pods that went, are ended; others
+go past the rules where that is wanted.
 
 In a worker of its own: among many connections it takes its time, and no pod waits for it.
 """
@@ -15,6 +16,7 @@ from tortie.agent.view import View
 from tortie.calc.state import DesiredState
 from tortie.dataplane.converge import Failure
 from tortie.dataplane.drift import repair_table
+from tortie.dataplane.stages.departed_flows import Departed, DepartedFlows
 from tortie.dataplane.stages.established import Established
 from tortie.dataplane.stages.flow_tables import FlowTables
 from tortie.dataplane.worker import Worker
@@ -24,11 +26,13 @@ from tortie.kernel.nft_events import Monitor
 class Flows:
     """`passed` and `broke` are called in the worker's thread: after each look at the kernel, and with a bug."""
 
-    def __init__(self, view: View, passed: Callable[[], None], broke: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self, view: View, departed: Departed, passed: Callable[[], None], broke: Callable[[BaseException], None]
+    ) -> None:
         self._view = view
         self._passed = passed
         self._table = FlowTables(watch=self._listen)
-        self._worker = Worker("flows", (Established(), self._table), self._looked, broke)
+        self._worker = Worker("flows", (Established(), self._table, DepartedFlows(departed)), self._looked, broke)
         self._failures: Mapping[str, tuple[str, ...]] = {}
         """By stage."""
         self._begun: asyncio.Future[Monitor] | None = None
@@ -52,8 +56,8 @@ class Flows:
 
     @property
     def failure(self) -> str:
-        """Why connections that policy allows no more may still be there, "" if none are."""
-        return "; ".join(self._failures.get(Established.name, ()))
+        """Why connections that are to end may still be there, "" if none are."""
+        return "; ".join(text for name, texts in self._failures.items() if name != FlowTables.name for text in texts)
 
     def table(self) -> Mapping[str, Any]:
         """How established connections of this node's pods go past the rules."""

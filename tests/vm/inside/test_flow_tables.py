@@ -20,6 +20,7 @@ from tortie.calc.cluster import Cluster
 from tortie.calc.state import DesiredState
 from tortie.dataplane.attachment import Attachment, attach
 from tortie.dataplane.converge import converge
+from tortie.dataplane.stages.departed_flows import Departed, ReusedAddresses
 from tortie.dataplane.stages.established import Established
 from tortie.dataplane.stages.flow_tables import FlowTables
 from tortie.dataplane.stages.nft import Nft
@@ -91,6 +92,11 @@ add table inet look
 add chain inet look forward { type filter hook forward priority 200; }
 add rule inet look forward meta l4proto tcp counter comment "forwarded"
 """
+HEARD = """
+add table inet look
+add chain inet look input { type filter hook input priority 0; }
+add rule inet look input meta l4proto tcp counter comment "heard"
+"""
 
 
 def endpoint(name: str, limits: str = "") -> str:
@@ -103,16 +109,20 @@ class World:
     node: Ns
     places: dict[str, Ns]
     stage: FlowTables
+    reused: ReusedAddresses
 
-    def follow(self, *more: str, said: str = ENABLED, limits: str = "") -> DesiredState:
+    def follow(self, *more: str, said: str = ENABLED, limits: str = "", gone: str = "") -> DesiredState:
         """The datastore is like this now, and the node follows."""
         cluster = Cluster("node")
-        texts = (CLUSTER, endpoint("a"), endpoint("b", limits), SAID.replace("ANNOTATIONS", said), *more)
+        pods = (endpoint(name, limits if name == "b" else "") for name in PODS if name != gone)
+        texts = (CLUSTER, *pods, SAID.replace("ANNOTATIONS", said), *more)
         for resource in parse("---".join(texts)):
             cluster.put(resource)
         assert not cluster.problems
         state = cluster.state()
-        stages = (Nft(self.node.path), Qos(self.node.path), Established(self.node.path), self.stage)
+        stages = (
+            Nft(self.node.path), self.reused, Qos(self.node.path), Established(self.node.path), self.stage,
+        )  # fmt: skip
         assert converge(stages, state) == []
         return state
 
@@ -151,7 +161,7 @@ def built() -> Iterator[World]:
             places[name] = make(name)
             connect(node, places[name], name, ips)
         nft.apply(LOOK, node.path)
-        yield World(node, places, FlowTables(node.path))
+        yield World(node, places, FlowTables(node.path), ReusedAddresses(Departed(), node.path))
 
 
 def connect(node: Ns, pod: Ns, name: str, ips: str) -> None:
@@ -353,6 +363,28 @@ def test_a_link_that_is_made_again_is_in_the_table_again(world: World) -> None:
     assert world.devices() == {"eth0", "calia", "calib"}
     with Talk(world, "x", "b", 4) as talk:
         assert talk.past(world)
+
+
+@VERSIONS
+def test_who_is_given_an_address_gets_nothing_of_the_pod_before(
+    world: World, version: int, make_ns: Callable[..., Ns]
+) -> None:
+    world.follow()
+    before, after = world.places["b"], make_ns("c")
+    try:
+        with Talk(world, "x", "b", version) as talk:
+            assert talk.past(world)
+            world.node.ip("link", "delete", "calib")
+            world.follow(gone="b")
+            connect(world.node, after, "b", PODS["b"])
+            world.follow(CLOSED)
+            nft.apply(HEARD, after.path)
+            talk.client.send(b"anybody?")
+            time.sleep(1.0)  # and what TCP says again
+            assert nft.counters("inet look", after.path)["heard"][0] == 0
+        world.node.ip("link", "delete", "calib")
+    finally:
+        connect(world.node, before, "b", PODS["b"])
 
 
 def test_a_way_that_changes_takes_connections_along(world: World) -> None:
