@@ -127,15 +127,42 @@ def test_who_is_not_root_is_not_heeded(ns: Ns, lock: NetnsLock, word: str, caplo
         assert said(later) != "None", "once that one has gone it is a lock again"
 
 
+def test_a_holder_that_hangs_is_heeded_however_often_it_is_asked(ns: Ns, lock: NetnsLock) -> None:
+    with holding(ns) as other:
+        assert said(other) == "None"
+        other.send_signal(signal.SIGSTOP)
+        asked = {lock.take() for _ in range(BACKLOG + 10)} | {lock.holder() for _ in range(BACKLOG + 10)}
+        assert asked == {Holder(other.pid, 0, os.path.basename(sys.executable))}
+
+
 def test_however_many_have_asked_the_next_is_told(ns: Ns, lock: NetnsLock) -> None:
     """While nobody turns callers away their queue fills, and the last ones are not told who it is."""
-    other = NetnsLock(NAME, ns.path)
     assert lock.take() is None
-    asked = [other.take() for _ in range(BACKLOG + 10)]
+
+    def ask() -> Holder | None:
+        other = NetnsLock(NAME, ns.path)
+        try:
+            return other.take()
+        finally:
+            other.release()
+
+    asked = [ask() for _ in range(BACKLOG + 10)]
     assert asked[0] is not None
     assert asked[-1] is None
     lock.turn_away()
-    assert other.take() == asked[0]
+    assert ask() == asked[0]
+
+
+def test_who_was_turned_away_is_told_again(ns: Ns, lock: NetnsLock) -> None:
+    other = NetnsLock(NAME, ns.path)
+    assert lock.take() is None
+    first = other.take()
+    assert first is not None
+    lock.turn_away()
+    assert other.take() == first
+    lock.release()
+    assert other.take() is None
+    other.release()
 
 
 def test_it_changes_hands_while_many_ask(ns: Ns, lock: NetnsLock) -> None:

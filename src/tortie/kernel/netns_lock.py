@@ -59,6 +59,8 @@ class NetnsLock:
         self.name = name
         self._netns = netns
         self._socket: socket.socket | None = None
+        self._call: tuple[socket.socket, Holder] | None = None
+        """To who has it, and who that is. It is kept: who asks again and again must not fill the backlog."""
         self._mutex = threading.Lock()
         self._complain = Seldom(log)
 
@@ -67,6 +69,8 @@ class NetnsLock:
         with self._mutex:
             if self._socket is None:
                 self._socket = self._bound()
+            if self._socket is not None:
+                self._hang_up()
             found = None if self._socket is not None else self._other()
         if found is None or found.counts:
             return found
@@ -75,6 +79,7 @@ class NetnsLock:
 
     def release(self) -> None:
         with self._mutex:
+            self._hang_up()
             if self._socket is not None:
                 self._socket.close()
                 self._socket = None
@@ -118,22 +123,43 @@ class NetnsLock:
 
     def _asked(self) -> Holder | None:
         """Who listens; None if nobody does."""
-        with self._made() as caller:
-            try:
-                caller.connect(f"\0{self.name}")
-            except BlockingIOError:  # nobody takes callers, and their queue is full
-                return Holder()
-            except OSError:
-                return None
+        if self._call is not None and _stands(self._call[0]):
+            return self._call[1]
+        self._hang_up()
+        caller = self._made()
+        try:
+            caller.connect(f"\0{self.name}")
             told = caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        except BlockingIOError:  # nobody takes callers, and their queue is full
+            caller.close()
+            return Holder()
+        except OSError:
+            caller.close()
+            return None
         pid, uid, _ = _CREDENTIALS.unpack(told)
-        return Holder(pid, uid, _command(pid))
+        self._call = caller, Holder(pid, uid, _command(pid))
+        return self._call[1]
+
+    def _hang_up(self) -> None:
+        if self._call is not None:
+            self._call[0].close()
+            self._call = None
 
     def _made(self) -> socket.socket:
         with entered(self._netns):
             made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         made.setblocking(False)
         return made
+
+
+def _stands(call: socket.socket) -> bool:
+    """Whether who was called has neither ended nor turned us away."""
+    try:
+        return bool(call.recv(1))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
 
 
 def _command(pid: int) -> str:
