@@ -20,6 +20,9 @@ FLOWS = "established"
 PRIORITY = 20
 """After policy (`filter`) and what comes after it (`filter + 10`)."""
 
+AT_ONCE = 200
+"""Links in one statement: the kernel refuses 256 (NFT_NETDEVICE_MAX, net/netfilter/nf_tables_api.c)."""
+
 
 def fresh(table: FlowTable) -> str:
     """The script that makes it where there is nothing."""
@@ -37,10 +40,12 @@ def fresh(table: FlowTable) -> str:
 
 def more(devices: Iterable[str]) -> str:
     """The script that adds links to those of the table."""
-    names = ", ".join(map(_quoted, sorted(devices)))
-    if not names:
-        return ""
-    return f"add flowtable {TABLE} {FLOWS} {{ hook ingress priority filter; devices = {{ {names} }}; }}\n"
+    names = sorted(map(_quoted, devices))
+    portions = (", ".join(names[at : at + AT_ONCE]) for at in range(0, len(names), AT_ONCE))
+    return "".join(
+        f"add flowtable {TABLE} {FLOWS} {{ hook ingress priority filter; devices = {{ {portion} }}; }}\n"
+        for portion in portions
+    )
 
 
 def removal() -> str:

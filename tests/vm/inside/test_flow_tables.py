@@ -17,6 +17,7 @@ import pytest
 from namespaces import Ns, namespaces
 from tortie.base.addr import parse_ip
 from tortie.calc.cluster import Cluster
+from tortie.calc.flow_tables import FlowTable
 from tortie.calc.state import DesiredState
 from tortie.dataplane.attachment import Attachment, attach
 from tortie.dataplane.converge import converge
@@ -28,13 +29,15 @@ from tortie.dataplane.stages.qos import Qos
 from tortie.kernel import nft
 from tortie.kernel.netns import entered
 from tortie.model.document import parse
-from tortie.render.flow_tables import TABLE
+from tortie.render.flow_tables import TABLE, fresh, more
 
 pytestmark = pytest.mark.root
 
 PATIENCE = 10.0
 WORDS = 20
 """Said in either direction, a packet each at least."""
+MANY = 300
+"""Links: more than a message to nf_tables may name."""
 PODS = {"a": "10.244.0.10 fd00:244::10", "b": "10.244.0.11 fd00:244::11"}
 OUTSIDE = "198.51.100.9 2001:db8:51::9"
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -131,10 +134,14 @@ class World:
         return nft.counters("inet look", self.node.path)["forwarded"][0]
 
     def devices(self) -> set[str]:
-        """Those of the flow table; empty where there is none."""
-        listed = nft.list_json(["list", "flowtables", "inet"], self.node.path)
-        devices = (one["flowtable"].get("dev", ()) for one in listed if "flowtable" in one)
-        return {name for one in devices for name in ([one] if isinstance(one, str) else one)}
+        return listed(self.node)
+
+
+def listed(ns: Ns) -> set[str]:
+    """The links of the flow table; empty where there is none."""
+    every = nft.list_json(["list", "flowtables", "inet"], ns.path)
+    devices = (one["flowtable"].get("dev", ()) for one in every if "flowtable" in one)
+    return {name for one in devices for name in ([one] if isinstance(one, str) else one)}
 
 
 @pytest.fixture(scope="module")
@@ -399,3 +406,12 @@ def test_a_way_that_changes_takes_connections_along(world: World) -> None:
         world.node.ip("route", "del", pod, "dev", "calia", "metric", "5")
         world.places["x"].ip("route", "add", "10.244.0.0/24", "via", "198.51.100.1")
         assert talk.past(world)
+
+
+def test_more_links_than_the_kernel_takes_at_once(ns: Ns) -> None:
+    first, second = (frozenset(f"cali{kind}{number}" for number in range(MANY)) for kind in "ab")
+    ns.batch(*(f"link add {name} type dummy" for name in first | second))
+    nft.apply(fresh(FlowTable(first)), ns.path)
+    assert listed(ns) == first
+    nft.apply(more(second), ns.path)
+    assert listed(ns) == first | second
