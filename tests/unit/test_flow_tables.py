@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from situations import PODS, base
 
-from tortie.base.addr import IP, parse_ip
+from tortie.base.addr import IP, parse_ip, parse_net
 from tortie.base.errors import ConfigError
 from tortie.calc.cluster import Cluster
-from tortie.calc.flow_tables import FlowTable, flow_table
-from tortie.calc.state import DesiredState
+from tortie.calc.flow_tables import FlowTable, flow_table, narrowed
+from tortie.calc.state import DesiredState, LocalEndpoint
 from tortie.dataplane.stages.flow_tables import change
 from tortie.model.document import check, convert, parse
 from tortie.model.node import FelixConfiguration
@@ -137,6 +139,24 @@ def test_another_word_is_refused_with_its_path(value: str) -> None:
     metadata = {"name": "default", "annotations": {"tortie.dev/flow-tables": value}}
     with pytest.raises(ConfigError, match=r'metadata\.annotations\["tortie\.dev/flow-tables"\].*Disabled, Enabled'):
         check(convert(FelixConfiguration, {"metadata": metadata}))
+
+
+def test_a_pod_that_may_send_from_less() -> None:
+    state = state_of(ON)
+    name, one = next(iter(state.endpoints.items()))
+    more_ips = replace(one, ips=(*one.ips, parse_ip("10.65.9.9")))
+    spoofing = replace(one, sources=(parse_net("192.0.2.0/24"),))
+
+    def having(pod: LocalEndpoint) -> DesiredState:
+        return replace(state, endpoints={**state.endpoints, name: pod})
+
+    for wider in (more_ips, spoofing):
+        assert narrowed(having(wider), state)
+        assert not narrowed(state, having(wider))
+    without = replace(state, endpoints={other: pod for other, pod in state.endpoints.items() if other != name})
+    assert not narrowed(state, without), "its link leaves the table"
+    assert not narrowed(None, state)
+    assert not narrowed(state, state)
 
 
 A, B = FlowTable(frozenset({"cali1", "eth0"})), FlowTable(frozenset({"cali1", "cali2", "eth0"}))

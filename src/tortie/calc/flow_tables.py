@@ -48,6 +48,16 @@ def flow_table(state: DesiredState, interfaces: Interfaces, pods: Set[str]) -> F
     return FlowTable(frozenset(wanted - _watched(state, interfaces)), slow)
 
 
+def narrowed(old: DesiredState | None, new: DesiredState) -> bool:
+    """Whether a pod may send from less than before. Where a packet comes from is asked of each that goes by the rules:
+    what the pod has in the table from there must leave it."""
+    if old is None:
+        return False
+    pairs = ((one, new.endpoints.get(name)) for name, one in old.endpoints.items())
+    changed = ((one, now) for one, now in pairs if now is not None and now is not one)
+    return any(not {*one.ips, *one.sources} <= {*now.ips, *now.sources} for one, now in changed)
+
+
 def _watched(state: DesiredState, interfaces: Interfaces) -> Set[str]:
     """The links where doNotTrack policy is asked about every packet that comes in, whatever it belongs to."""
     return {name for name, host in covered(state, interfaces).items() if host is not None and host.untracked.ingress}

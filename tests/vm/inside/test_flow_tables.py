@@ -7,7 +7,7 @@ import select
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -102,8 +102,8 @@ add rule inet look input meta l4proto tcp counter comment "heard"
 """
 
 
-def endpoint(name: str, limits: str = "") -> str:
-    nets = ", ".join(f'"{ip}/{parse_ip(ip).max_prefixlen}"' for ip in PODS[name].split())
+def endpoint(name: str, ips: str, limits: str = "") -> str:
+    nets = ", ".join(f'"{ip}/{parse_ip(ip).max_prefixlen}"' for ip in ips.split())
     return ENDPOINT.replace("NAME", name).replace("NETS", nets).replace("LIMITS", limits)
 
 
@@ -114,11 +114,11 @@ class World:
     stage: FlowTables
     reused: ReusedAddresses
 
-    def follow(self, *more: str, said: str = ENABLED, limits: str = "", gone: str = "") -> DesiredState:
-        """The datastore is like this now, and the node follows."""
+    def follow(self, *more: str, said: str = ENABLED, limits: str = "", pods: Mapping[str, str] = PODS) -> DesiredState:
+        """The datastore is like this now, and the node follows. `limits` are those of pod b."""
         cluster = Cluster("node")
-        pods = (endpoint(name, limits if name == "b" else "") for name in PODS if name != gone)
-        texts = (CLUSTER, *pods, SAID.replace("ANNOTATIONS", said), *more)
+        endpoints = (endpoint(name, ips, limits if name == "b" else "") for name, ips in pods.items())
+        texts = (CLUSTER, *endpoints, SAID.replace("ANNOTATIONS", said), *more)
         for resource in parse("---".join(texts)):
             cluster.put(resource)
         assert not cluster.problems
@@ -382,7 +382,7 @@ def test_who_is_given_an_address_gets_nothing_of_the_pod_before(
         with Talk(world, "x", "b", version) as talk:
             assert talk.past(world)
             world.node.ip("link", "delete", "calib")
-            world.follow(gone="b")
+            world.follow(pods={"a": PODS["a"]})
             connect(world.node, after, "b", PODS["b"])
             world.follow(CLOSED)
             nft.apply(HEARD, after.path)
@@ -392,6 +392,16 @@ def test_who_is_given_an_address_gets_nothing_of_the_pod_before(
         world.node.ip("link", "delete", "calib")
     finally:
         connect(world.node, before, "b", PODS["b"])
+
+
+@VERSIONS
+def test_a_pod_that_loses_an_address_sends_nothing_from_it(world: World, version: int) -> None:
+    world.follow()
+    with Talk(world, "x", "b", version) as talk:
+        assert talk.past(world)
+        world.follow(pods=PODS | {"b": PODS["b"].split()[version == 4]})
+        talk.server.send(b"anybody?")
+        assert select.select([talk.client], [], [], 1.0)[0] == []
 
 
 def test_a_way_that_changes_takes_connections_along(world: World) -> None:

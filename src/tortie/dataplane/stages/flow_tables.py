@@ -6,7 +6,8 @@ same. It runs in a worker of its own: no pod waits for it.
 Source: `calc.flow_tables`, `render.flow_tables`; the links are looked at each time, for the kernel takes one that goes
 out of the table, and says so to nobody. What others do to the table is heard of from when it is wanted first.
 
-A link or a pod that has to leave the table leaves connections in it: they go when the table does, so it is made anew.
+A link, a pod or one of its addresses that has to leave leaves connections in the table: they go when it does, so it is
+made anew.
 Connections do not notice: their next packets take the way by the rules, which then puts them back.
 """
 
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tortie.base.errors import KernelError, NotFound
-from tortie.calc.flow_tables import LACKING, FlowTable, flow_table
+from tortie.calc.flow_tables import LACKING, FlowTable, flow_table, narrowed
 from tortie.calc.state import DesiredState
 from tortie.dataplane.converge import Work
 from tortie.dataplane.interfaces import host_interfaces
@@ -79,20 +80,28 @@ class FlowTables(TableStage):
         self._said = False
         self.devices: frozenset[str] | None = None
         """The links of the table, as it was left; None while there is none. For any thread."""
+        self._before: DesiredState | None = None
+        self._outdated = False
+        """Whether connections are in the table that have to leave it."""
 
     def plan(self, state: DesiredState) -> Change:
+        self._outdated = self._outdated or narrowed(self._before, state)
+        self._before = state
         want, indexes = self._want(state)
         if want is not None and not self._told and self._watch is not None:
             self._watch(self.monitor())
         if self._take_changes():
             self._settled = None
-        if (want, indexes) == self._settled or (want is not None and self.lacking):
+        settled = (want, indexes) == self._settled and not self._outdated
+        if settled or (want is not None and self.lacking):
             return Change((), want)
         found = self._list()
-        planned = change(want, _table(found) if found else None, _rest(found) == self._made)
+        intact = _rest(found) == self._made and not self._outdated
+        planned = change(want, _table(found) if found else None, intact)
         self._settled = None if planned else (want, indexes)
         if not planned:
             self.devices = None if want is None else want.devices
+        self._outdated = self._outdated and bool(planned)
         return planned
 
     def _want(self, state: DesiredState) -> Settled:
@@ -116,6 +125,7 @@ class FlowTables(TableStage):
             self._said = True
             return
         self._made = _rest(self._list())
+        self._outdated = False
         self.devices = None if work.after is None else work.after.devices
 
     def forget(self) -> None:
