@@ -14,6 +14,9 @@ from tortie.kernel import addresses, events, links, neighbours, routes
 from tortie.kernel.events import AddressEvent, Event, LinkEvent, Monitor, NeighbourEvent, Overrun, RouteEvent
 from tortie.kernel.neighbours import Neighbour
 from tortie.kernel.netlink import Netlink
+from tortie.kernel.netlink.codec import Message
+from tortie.kernel.netlink.listener import PER_READ
+from tortie.kernel.netlink.tables import RTPROT_BIRD
 from tortie.kernel.routes import Route
 
 pytestmark = pytest.mark.root
@@ -174,3 +177,18 @@ async def test_in_an_event_loop(nl, monitor) -> None:
                     break
     finally:
         loop.remove_reader(monitor.fileno())
+
+
+def test_all_that_waits_is_told_behind_however_much_does_not_matter(ns) -> None:
+    """As when BIRD gives the kernel a table, and somebody else a route."""
+
+    def is_of_others(message: Message) -> bool:
+        return events.protocol_of(message) != RTPROT_BIRD
+
+    with Monitor(ns.path, [events.Group.IPV4_ROUTE], is_of_others) as monitor:
+        ns.batch(*(f"route add blackhole 10.{n >> 8}.{n & 255}.0/24 proto bird" for n in range(3 * PER_READ)))
+        ns.ip("route", "add", "blackhole", "192.0.2.0/24")
+        (event,) = monitor.all_waiting()
+        assert isinstance(event, RouteEvent)
+        assert str(event.route.dst) == "192.0.2.0/24"
+        assert list(monitor.all_waiting()) == []

@@ -10,6 +10,7 @@ import pytest
 from tortie.kernel import links, routes
 from tortie.kernel.live import LiveRoutes
 from tortie.kernel.netlink import Netlink
+from tortie.kernel.netlink.listener import PER_READ
 from tortie.kernel.netlink.tables import AF_INET, AF_INET6, RT_TABLE_MAIN, RTPROT_KERNEL
 from tortie.kernel.routes import Route, list_routes
 
@@ -102,6 +103,19 @@ def test_many_changes_that_nobody_read_cost_a_listing_and_no_mistake(node) -> No
             node.run("ip", "-batch", "-", stdin=batch)
             live.refresh()
             assert known(live) == listed(node.path)
+
+
+def test_what_comes_after_much_that_says_nothing_is_heard(node) -> None:
+    """More announcements about being a bridge's port than are read at a time."""
+    node.batch("link add br0 type bridge", "link set calia master br0")
+    ports = "\n".join(f"link set dev calia cost {cost}" for cost in range(1, 3 * PER_READ))
+    with LiveRoutes(node.path) as live:
+        live.refresh()
+        node.run("bridge", "-batch", "-", stdin=ports)
+        node.ip("route", "add", "10.0.0.1", "dev", "calib", "metric", "1024")
+        live.refresh()
+        assert {str(route.dst) for route in known(live)} == {"10.0.0.1/32"}
+        assert live.listings == 1
 
 
 def test_what_went_is_forgotten_when_everything_is_listed(node) -> None:

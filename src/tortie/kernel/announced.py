@@ -43,10 +43,9 @@ class Announced(ABC):
         """Take in what has changed since the last time. Raises KernelError."""
         if self._monitor is None:
             self._monitor = events.Monitor(self._netns, self._groups)
-        while news := self._monitor.read():
+        for event in self._monitor.all_waiting():
             if self._known:
-                for event in news:
-                    self._take_in(event)
+                self._take_in(event)
         if not self._known:
             self._list()
             self._known = True

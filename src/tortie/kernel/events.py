@@ -6,7 +6,7 @@ Messages may be lost when nobody reads for a while; that is told too (`Overrun`)
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -115,6 +115,11 @@ class Monitor(Listener):
                     if event is not None:
                         events.append(event)
         return events
+
+    def all_waiting(self) -> Iterator[Event]:
+        """However many there are. A `read` that finds nothing may have passed over what does not matter."""
+        while self.waits():
+            yield from self.read()
 
 
 _ROUTE_PROTOCOL = 5  # offset of rtm_protocol in struct rtmsg (linux/rtnetlink.h)

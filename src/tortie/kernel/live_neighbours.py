@@ -65,9 +65,8 @@ class LiveNeighbours:
         """Take in what has changed on these links since the last time. Raises KernelError."""
         if self._monitor is None:
             self._monitor = events.Monitor(self._netns, (events.Group.NEIGHBOUR,))
-        while news := self._monitor.read():
-            for event in news:
-                self._take_in(event)
+        for event in self._monitor.all_waiting():
+            self._take_in(event)
         for dev in self._entries.keys() - devs:
             del self._entries[dev]
         new = devs - self._entries.keys()

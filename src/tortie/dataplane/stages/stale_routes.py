@@ -88,12 +88,11 @@ class StaleRoutes:
         if self._monitor is None:
             groups = (events.Group.IPV4_ROUTE,)
             self._monitor = events.Monitor(self._bird.netns_path, groups, matters=_is_of_bird)
-        while changes := self._monitor.read():
-            for event in changes:
-                if isinstance(event, events.RouteEvent):
-                    self._take_in(event.route, event.gone)
-                else:
-                    self._suspect = True
+        for event in self._monitor.all_waiting():
+            if isinstance(event, events.RouteEvent):
+                self._take_in(event.route, event.gone)
+            else:
+                self._suspect = True
 
     def _take_in(self, route: Route, gone: bool) -> None:
         if route.table != RT_TABLE_MAIN or route.type != "unicast":

@@ -171,15 +171,14 @@ class StolenRoutes:
         if self._monitor is None:
             groups = (events.Group.IPV4_ROUTE, events.Group.IPV6_ROUTE)
             self._monitor = events.Monitor(self._bird.netns_path, groups, matters=_is_of_others)
-        while changes := self._monitor.read():
-            for event in changes:
-                if not isinstance(event, events.RouteEvent):
-                    self._foreign = None
-                elif self._foreign is not None and self._matters(event.route):
-                    if not event.gone:
-                        self._foreign[place(event.route)] = event.route
-                    else:
-                        self._foreign.pop(place(event.route), None)
+        for event in self._monitor.all_waiting():
+            if not isinstance(event, events.RouteEvent):
+                self._foreign = None
+            elif self._foreign is not None and self._matters(event.route):
+                if not event.gone:
+                    self._foreign[place(event.route)] = event.route
+                else:
+                    self._foreign.pop(place(event.route), None)
 
     def _list(self) -> dict[Place, Route]:
         with Netlink(self._bird.netns_path) as nl:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import _socket as socket  # as in codec
 import errno
+import select
 from collections.abc import Iterator
 from typing import Self
 
@@ -35,6 +36,12 @@ class Listener:
 
     def fileno(self) -> int:
         return self._socket.fileno()
+
+    def waits(self) -> bool:
+        """Whether there is anything to read, or to be told of what was lost."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _waiting(self, doing: str, most: int = PER_READ) -> Iterator[tuple[bytes, int, bool]]:
         """The datagrams that wait, at most so many; never waits itself. With each the port of its sender, which is 0 of
