@@ -76,7 +76,8 @@ def test_nothing_is_said_where_nobody_asks_for_it() -> None:
     assert past("red/a", "red/b", ENABLED, closed) == []  # there is no connection
 
 
-def test_it_is_shown_below_the_stations(capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_shown_below_the_stations(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     one = told(explainer(ENABLED, LIMITED), "red/a", "red/b")
     show([one], Kernel(), [])
     assert capsys.readouterr().out.splitlines()[-1] == f"  → flows on n1    {BY_TABLE}"
