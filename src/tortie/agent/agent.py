@@ -99,7 +99,7 @@ class Agent:
     def __init__(self, config: AgentConfig, store: Store, environment: Environment) -> None:
         self.config = config
         self.environment = environment
-        api, self._asked = api_of(store), store
+        self._api, self._asked = api_of(store), store
         self.store = store = Datastore(store)
         self.progress = Progress()
         self.view = View(config.node, store, self._publish, bird=config.bgp, environment=environment.bgp)
@@ -145,7 +145,7 @@ class Agent:
             store,
             self._worker_broke,
             datastore=str(where),
-            api=api,
+            api=self._api,
             registry=self.metrics.registry,
         )
         self._routed: DesiredState | None = None
@@ -249,7 +249,8 @@ class Agent:
         config = self.config
         restored = await self.restart.begin(tasks)
         start_up = startup.start_up
-        await start_up(config, self.environment, self.store, self.addresses, self.kubernetes, restored=restored)
+        whole = self.store, self.addresses, self.kubernetes
+        await start_up(config, self.environment, *whole, restored=restored, api=self._api)
         self.metrics.resync.set(2)
         self.stock.open()
         tasks.create_task(follow_secrets(self.view), name="follow secrets")

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from tortie.agent import kubeadm
 from tortie.agent.addresses import NodeAddresses
 from tortie.agent.config import AgentConfig
 from tortie.agent.environment import BIRD, Environment, read_environment
@@ -38,6 +39,7 @@ from tortie.model.ipam import IPAMConfig, IPAMConfigSpec, IPPool
 from tortie.model.meta import Metadata, Resource
 from tortie.model.node import ClusterInformation, FelixConfiguration, FelixConfigurationSpec
 from tortie.model.store import Store
+from tortie.store.kube.api import Api
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +111,7 @@ def _node_name(environment: Environment, noted: Path) -> str:
 
 
 def subnets(config: AgentConfig) -> tuple[Net, ...]:
-    """kubeadm's pod subnets. Raises ConfigError."""
+    """kubeadm's pod subnets, where the option says them. Raises ConfigError."""
     try:
         return pod_subnets(config.pod_subnet)
     except ConfigError as error:
@@ -124,9 +126,10 @@ async def start_up(
     kubernetes: KubernetesNode | None = None,
     *,
     restored: bool = False,
+    api: Api | None = None,
 ) -> None:
     """Everything, however long the datastore is away. One that has `restored` what an earlier agent knew has work to do
-    meanwhile, and always waits. Raises StartUpError, ConfigError."""
+    meanwhile, and always waits. `api` is Kubernetes', where there is one. Raises StartUpError, ConfigError."""
     for note in environment.notes:
         log.info("%s", note)
     if await ready(store, lambda error: not restored and hopeless(error, environment.waits)):
@@ -135,7 +138,7 @@ async def start_up(
         await _patiently("look for the Kubernetes Node", kubernetes.demand)
     await addresses.start()
     if config.defaults:
-        await _patiently("make the first pools", lambda: _make_pools(config, environment, store, addresses.links))
+        await _patiently("make the first pools", lambda: _make_pools(config, environment, store, addresses.links, api))
         await _patiently("make the default objects", lambda: _make_defaults(environment, store))
         if kubernetes is not None and kubernetes.demanded:
             await _patiently("note the cluster's type", lambda: _name_type(KDD, store))
@@ -143,16 +146,21 @@ async def start_up(
     log.info("Calico node started successfully")
 
 
-async def _make_pools(config: AgentConfig, environment: Environment, store: Store, links: Sequence[Link]) -> None:
+async def _make_pools(
+    config: AgentConfig, environment: Environment, store: Store, links: Sequence[Link], api: Api | None
+) -> None:
     versions = {pool.spec.version for pool in (await store.list(IPPool)).items}
     addresses = [address for link in links for address in link.addresses]
-    for wish in environment.pools:
-        if wish.version in versions or wish.cidr == NONE or (wish.version == 6 and not has_ipv6()):
-            continue
-        try:
-            pool = first_pool(wish, addresses, subnets(config), secrets.token_bytes(RANDOM_BYTES))
-        except ConfigError as error:
-            raise StartUpError(str(error)) from None
+    wishes = [wish for wish in environment.pools if wish.version not in versions and wish.cidr != NONE]
+    wishes = [wish for wish in wishes if wish.version == 4 or has_ipv6()]
+    try:
+        told = subnets(config)
+        if api is not None and not told and any(not wish.cidr for wish in wishes):
+            told = await kubeadm.subnets_of(api)
+        pools = [first_pool(wish, addresses, told, secrets.token_bytes(RANDOM_BYTES)) for wish in wishes]
+    except ConfigError as error:
+        raise StartUpError(str(error)) from None
+    for pool in pools:
         await _create(store, pool)
 
 

@@ -96,6 +96,7 @@ def node_grants(options: Options) -> list[Grant]:
         (*INPUTS, K8sNode, Pod, ClusterInformation, IPReservation, IPAMConfig),
         READ,
     )
+    found += [] if options.policy_only else [_kubeadm()]
     if options.datastore == "etcd":
         return [*_native(found), _condition()]
     return [
@@ -126,6 +127,11 @@ def node_grants(options: Options) -> list[Grant]:
         _annotations(),
         _condition(),
     ]
+
+
+def _kubeadm() -> Grant:
+    why = "The network that kubeadm was told for pods is the first pool's, where none is given."
+    return Grant(why, "", ("configmaps",), ("get",), ("kubeadm-config",))
 
 
 def _annotations() -> Grant:
