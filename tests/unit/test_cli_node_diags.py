@@ -19,6 +19,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from tortie.base.errors import ConfigError
 from tortie.cli import node_check
 from tortie.cli.cluster_diags import first
 from tortie.cli.main import main
@@ -200,10 +201,10 @@ def test_stopped_it_leaves_no_archive(tmp_path: Path, number: signal.Signals) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_archive_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_archive_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert main(["node", "diags", "--node", "x", "--lab", "", "-o", str(tmp_path / "file" / "x.tar.gz")]) == 2
-    assert "cannot be written: " in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="cannot be written: "):
+        Tarball(tmp_path / "file" / "x.tar.gz", "diags")
 
 
 # --- what calicoctl says of a node --------------------------------------------------------------------------------
