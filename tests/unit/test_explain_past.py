@@ -148,7 +148,7 @@ def flows(table: dict[str, Any]) -> list[str]:
 def test_the_page_of_a_node() -> None:
     assert flows({}) == []
     assert flows({"flowTable": answered()}) == []
-    with_out = f"  flows      established TCP goes past the rules at 1 links, but for red/slow: {SLOW}"
+    with_out = f"  flows      established TCP goes past the rules at 1 link, but for red/slow: {SLOW}"
     assert flows({"flowTable": answered(ENABLED)}) == [with_out]
     lacking = f"  flows      every packet by the rules: {LACKING}"
     assert flows({"flowTable": answered(ENABLED, links=None, lacking=True)}) == [lacking]

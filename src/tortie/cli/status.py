@@ -99,7 +99,8 @@ def _flows(table: Mapping[str, Any]) -> str:
     out = [f"{pod}: {why}" for pod, why in table["out"].items()]
     others = [f"and {len(out) - MANY} more: -o json"] if len(out) > MANY else []
     but = f", but for {'; '.join([*out[:MANY], *others])}" if out else ""
-    return f"established TCP goes past the rules at {len(table['links'])} links{but}"
+    links = len(table["links"])
+    return f"established TCP goes past the rules at {links} link{'s' * (links != 1)}{but}"
 
 
 def _datastore(store: Mapping[str, Any]) -> str:
