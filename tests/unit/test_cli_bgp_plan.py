@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from bgp_clusters import MESH, NO_MESH, block, config, node, peer, pool, secret
 from tortie.cli.main import main
 from tortie.model.document import dump
 from tortie.model.meta import Resource, changed
+from tortie.store import open_store
 
 REFLECTOR = node(1, label="rr", routeReflectorClusterID="1.0.0.1")
 
@@ -20,6 +22,16 @@ REFLECTOR = node(1, label="rr", routeReflectorClusterID="1.0.0.1")
 def written(path: Path, *objects: Resource) -> str:
     path.write_text("---\n".join(json.dumps(dump(one)) + "\n" for one in objects))
     return str(path)
+
+
+async def stored(path: Path, *objects: Resource) -> None:
+    """Also what only the network writes."""
+    store = open_store(path)
+    try:
+        for one in objects:
+            await store.create(one)
+    finally:
+        await store.close()
 
 
 def planned(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -52,6 +64,28 @@ def test_what_cannot_be_kept_ends_with_1(tmp_path: Path, capsys: pytest.CaptureF
     assert status == 1
     assert "LOST for seconds: n1 → n2, n2 → n1" in out
     assert out.endswith("no order of steps keeps every route: lost for seconds are n1 → n2, n2 → n1\n")
+
+
+def test_what_is_gone_for_good_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No step loses it for a moment: there is no way back to it at all."""
+    nodes = [thing for i in (1, 2) for thing in (node(i), block(i))]
+    before = written(tmp_path / "before.yaml", *nodes, pool(), MESH)
+    after = written(tmp_path / "after.yaml", NO_MESH)
+    status, out, _ = planned(capsys, "--against", before, "-f", after)
+    assert status == 1
+    assert "  gone for good  n1 → n2, n2 → n1" in out
+    assert out.splitlines()[-1].startswith("what is wanted leaves no way for n1 → n2, n2 → n1")
+    status, out, _ = planned(capsys, "--against", before, "-f", after, "-o", "json")
+    assert (status, [(way["source"], way["owner"]) for way in json.loads(out)["goneForGood"]]) == (
+        1,
+        [("n1", "n2"), ("n2", "n1")],
+    )
+    live = ("--datastore", str(tmp_path / "store.db"))
+    asyncio.run(stored(tmp_path / "store.db", *nodes, pool(), MESH))
+    status, _, err = planned(capsys, "-f", after, "--apply", *live)
+    assert (status, err.startswith("tortie: nothing is changed: routes would be gone for good")) == (1, True)
+    assert main(["get", "bgpconfig", "default", "-o", "json", *live]) == 0
+    assert json.loads(capsys.readouterr().out)["spec"].get("nodeToNodeMeshEnabled") is not False
 
 
 def test_pruning_needs_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

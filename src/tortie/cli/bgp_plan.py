@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tortie.base.errors import ConfigError
+from tortie.base.errors import ConfigError, TortieError
 from tortie.cli.choice import one_of
 from tortie.cli.datastore import Datastore, Lab, asked
 
@@ -59,9 +59,13 @@ def plan(
         typer.echo(json.dumps(to_document(found), indent=2))
     else:
         typer.echo(printed(found))
+    if apply and found.gone:
+        raise TortieError(
+            "nothing is changed: routes would be gone for good; tortie apply writes the documents all the same"
+        )
     if apply:
         _apply(found, datastore, lab, timeout, wait)
-    elif found.lost:
+    elif found.lost or found.gone:
         raise typer.Exit(1)
 
 

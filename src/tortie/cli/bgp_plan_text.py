@@ -110,6 +110,8 @@ def _awaited(step: Step) -> str:
 
 
 def _verdict(plan: Plan) -> str:
+    if plan.gone:
+        return f"what is wanted leaves no way for {_ways(plan.gone)}: no session, and nobody who passes routes on"
     if not plan.lost:
         return "no node loses its route to another's pods in any step"
     return f"no order of steps keeps every route: lost for seconds are {_ways(plan.lost)}"
@@ -156,6 +158,7 @@ def to_document(plan: Plan) -> dict[str, Any]:
         "after": _moment(plan.end),
         "steps": [_step_document(step) for step in plan.steps],
         "lost": [_way(way) for way in plan.lost],
+        "goneForGood": [_way(way) for way in plan.gone],
     }  # fmt: skip
 
 

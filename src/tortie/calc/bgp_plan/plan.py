@@ -65,6 +65,13 @@ class Plan:
         """What no order of steps keeps."""
         return tuple(sorted({way for step in self.steps for way in step.lost}))
 
+    @property
+    def gone(self) -> tuple[Way, ...]:
+        """What the end has no more, whatever the steps: ways between nodes that stay, from those that have pods."""
+        end = self.end
+        ways = self.start.ways - end.ways
+        return tuple(sorted(way for way in ways if end.blocks.get(way.source) and way.owner in end.nodes))
+
 
 def plan(present: Objects, wanted: Objects) -> Plan:
     """The fewest steps of those orders that break the fewest ways. The net of an earlier plan is taken away at last."""
