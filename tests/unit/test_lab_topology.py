@@ -53,6 +53,8 @@ def test_the_largest_lab_has_distinct_addresses_inside_its_network() -> None:
         ({"name": "../etc"}, "cannot be the name of a lab"),
         ({"pool": "10.244.0.1/16"}, "--pool: .* has host bits set"),
         ({"pool": "fd00::/64"}, "--pool: fd00::/64 is not an IPv4 network"),
+        ({"pool": "10.0.0.0/30"}, "^--pool: a block of /26 is larger than the pool"),
+        ({"pool6": "fd00::/125"}, "^--pool6: a block of /122 is larger than the pool"),
         ({"pool6": "10.0.0.0/8"}, "--pool6: 10.0.0.0/8 is not an IPv6 network"),
         ({"pool": "172.16.0.0/12"}, "overlaps 172.30.0.0/24"),
         ({"pool6": "2001:db8::/32"}, "overlaps 2001:db8:9::/64"),

@@ -66,7 +66,7 @@ async def measure(
     are not two."""
     named = [endpoint for endpoint in endpoints if endpoint.address(version)]
     if len(named) < 2:
-        raise ConfigError(f"there are {len(named)} running pods with an IPv{version} address; a matrix takes two")
+        raise ConfigError(f"running pods with an IPv{version} address: {len(named)}; a matrix takes two")
     places = asyncio.Semaphore(PARALLEL)
     pairs = [(source, to) for source in named for to in named if source is not to]
     probes = (_probe(source, to, protocol, version, port, places, seconds) for source, to in pairs)

@@ -225,7 +225,8 @@ def topology(
     try:
         return laid_out(name, checked(Blueprint(about="one link, a full mesh of nodes", racks=(rack,), pools=pools)))
     except ConfigError as error:
-        option = {"pools[0].cidr": "--pool", "pools[1].cidr": "--pool6"}.get("".join(error.where[:1]))
+        field = "".join(error.where[:1]).partition(".")[0]
+        option = {"pools[0]": "--pool", "pools[1]": "--pool6"}.get(field)
         raise ConfigError(error.message, *([option] if option else error.where)) from None
 
 
