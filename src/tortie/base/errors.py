@@ -1,7 +1,7 @@
 """The few errors of the house, named after what the caller does about them.
 
 They are translated at four borders only: the CNI main, the CLI main, converge and the stores. Anything else that is
-raised is a bug and ends the process.
+raised is a bug and ends the process, but for an OSError that the CLI main knows for a file's or a full disk's.
 """
 
 from __future__ import annotations
