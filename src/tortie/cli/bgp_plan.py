@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tortie.base.errors import ConfigError, TortieError
-from tortie.cli.choice import one_of
+from tortie.cli.choice import check_choice
 from tortie.cli.datastore import Datastore, Lab, asked
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def plan(
     from tortie.cli.bgp_plan_text import printed, to_document
     from tortie.cli.manifests import manifests
 
-    one_of(output, ("text", "json"), "--output")
+    check_choice(output, ("text", "json"), "--output")
     before = [path for path in against or () if path != LIVE]
     if apply and before:
         raise ConfigError("--apply changes what is live: leave --against away")

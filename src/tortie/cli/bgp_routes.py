@@ -12,7 +12,7 @@ import typer
 from tortie.agent.client import ask
 from tortie.base.addr import Net, parse_net
 from tortie.base.errors import TortieError
-from tortie.cli.choice import one_of
+from tortie.cli.choice import check_choice
 from tortie.cli.node import sockets
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def routes(
 ) -> None:
     """Where each node has its routes from, which it uses and why, and which peers it tells. Exit status 1 when a node
     does not answer."""
-    one_of(output, ("table", "json"), "--output")
+    check_choice(output, ("table", "json"), "--output")
     if prefix:
         parse_net(prefix)
     answers = [_answer(name, path, prefix) for name, path in sockets(lab, node).items()]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from tortie.base.errors import ConfigError
 
 
-def one_of(given: str, words: Iterable[str], option: str) -> None:
+def check_choice(given: str, words: Iterable[str], option: str) -> None:
     """Raises ConfigError for any other word."""
     every = tuple(words)
     if given not in every:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tortie.base.errors import ConfigError
-from tortie.cli.choice import one_of
+from tortie.cli.choice import check_choice
 
 if TYPE_CHECKING:
     from tortie.cni.validate import Finding, Machine
@@ -34,7 +34,7 @@ def validate(
     """Find what is wrong in configurations of networks. Exit 0: no errors, 2: errors."""
     from tortie.cni.validate import ERROR, validate
 
-    one_of(output, ("text", "json"), "--output")
+    check_choice(output, ("text", "json"), "--output")
     found = validate([(str(file), _read(file)) for file in files], _machine(host, path))
     if output == "json":
         typer.echo(json.dumps([asdict(one) for one in found], indent=2, ensure_ascii=False))

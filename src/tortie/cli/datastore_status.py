@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tortie.base.errors import TortieError
-from tortie.cli.choice import one_of
+from tortie.cli.choice import check_choice
 from tortie.cli.datastore import Datastore, Lab, asked_anyway, environment_of, locate, place_of
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def status(
 
     Exit status 1 when it cannot be asked.
     """
-    one_of(output, ("table", "json"), "--output")
+    check_choice(output, ("table", "json"), "--output")
     found = place_of(locate(datastore, lab))
     said = Status(str(found), found.backend)
     try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tortie.base.errors import ConfigError, TortieError
-from tortie.cli.choice import one_of
+from tortie.cli.choice import check_choice
 from tortie.cli.datastore import Datastore, Lab, asked
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def diff(
     """Say which connections a change opens or closes. Exit 0: none, 1: some, 2: the manifests are wrong."""
     from tortie.calc.simulate.diff import difference, to_document
 
-    one_of(output, ("text", "json"), "--output")
-    one_of(fail_on, FAIL_ON, "--fail-on")
+    check_choice(output, ("text", "json"), "--output")
+    check_choice(fail_on, FAIL_ON, "--fail-on")
     old, new = _sets(filename or [], before or [], after or [], against)
     first, second = simulations(old, new, datastore, lab)
     found = difference(first, second)

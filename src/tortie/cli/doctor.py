@@ -15,7 +15,7 @@ import typer
 
 from tortie.agent.client import ask
 from tortie.base.errors import NotFound, TortieError, Unavailable
-from tortie.cli.choice import one_of
+from tortie.cli.choice import check_choice
 from tortie.cli.node import ASKED_AT_ONCE, HERE, sockets
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def doctor(
     Exit status 1 when something is bad."""
     from concurrent.futures import ThreadPoolExecutor
 
-    one_of(output, ("table", "json"), "--output")
+    check_choice(output, ("table", "json"), "--output")
     where = sockets(lab, node)
     with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
         answers = list(threads.map(_answer, where, where.values()))

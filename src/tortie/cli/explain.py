@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tortie.base.errors import ConfigError, NotFound
-from tortie.cli.choice import one_of
+from tortie.cli.choice import check_choice
 from tortie.cli.datastore import Datastore, Lab, asked, locate, place_of
 from tortie.cli.explain_kernel import Kernel, Read, kernel_of
 from tortie.cli.explain_probe import Probed, probed
@@ -73,7 +73,7 @@ def explain(
 
     Exit status 0 whatever the answer is; 3 when a kernel differs from it.
     """
-    one_of(output, ("text", "json"), "--output")
+    check_choice(output, ("text", "json"), "--output")
     versions = tuple(version for version, only in ((4, four), (6, six)) if only) or (4, 6)
     if icmp_type is not None and protocol.lower() not in ICMP:
         raise ConfigError(f"is for icmp, not for {protocol}", "--icmp-type")

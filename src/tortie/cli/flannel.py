@@ -17,7 +17,7 @@ import typer
 
 from tortie.agent.client import ask
 from tortie.base.errors import NotFound, TortieError
-from tortie.cli.choice import one_of
+from tortie.cli.choice import check_choice
 
 if TYPE_CHECKING:
     from tortie.flannel.manager import Leases
@@ -167,7 +167,7 @@ def docker_opts(
 
 
 def _check(output: str) -> None:
-    one_of(output, FORMATS, "--output")
+    check_choice(output, FORMATS, "--output")
 
 
 def _print(answers: Any, output: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tortie.base.errors import ConfigError, Conflict, Exists, NotFound, TortieError, Unavailable
-from tortie.cli.choice import one_of
+from tortie.cli.choice import check_choice
 from tortie.cli.datastore import Datastore, Lab, asked, written
 
 if TYPE_CHECKING:
@@ -341,7 +341,7 @@ def configure(
 
 
 def _one_of(option: str, given: str, words: dict[str, Any]) -> Any:
-    one_of(given, words, option)
+    check_choice(given, words, option)
     return words[given]
 
 
@@ -450,7 +450,7 @@ def _matches(selector: str, labels: Any) -> bool:
 
 
 def _is_json(output: str) -> bool:
-    one_of(output, ("text", "json"), "--output")
+    check_choice(output, ("text", "json"), "--output")
     return output == "json"
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tortie.base.errors import ConfigError
-from tortie.cli.choice import one_of
+from tortie.cli.choice import check_choice
 from tortie.cli.datastore import Datastore, Lab, asked
 from tortie.cli.diff import LIVE, status_two, stored
 from tortie.cli.simulate import Files
@@ -38,8 +38,8 @@ def lint(
     from tortie.calc.lint import SEVERITIES, lint
     from tortie.calc.simulate import Simulation
 
-    one_of(output, ("text", "json"), "--output")
-    one_of(level, SEVERITIES, "--level")
+    check_choice(output, ("text", "json"), "--output")
+    check_choice(level, SEVERITIES, "--level")
     if against not in ("", LIVE):
         raise ConfigError(f'"{against}" is not {LIVE}', "--against")
     with status_two():

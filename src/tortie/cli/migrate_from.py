@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tortie.base.errors import ConfigError
-from tortie.cli.choice import one_of
+from tortie.cli.choice import check_choice
 
 if TYPE_CHECKING:
     from tortie.calc.migrate import Evidence, Migration
@@ -49,10 +49,10 @@ def migrate(
 def _check(source: str, plan: bool, filename: list[str] | None, kubeconfig: str, pool: str, output: str) -> None:
     if not source:
         raise ConfigError("say what the cluster has now: --from calico or --from flannel")
-    one_of(source, SOURCES, "--from")
+    check_choice(source, SOURCES, "--from")
     if not plan:
         raise ConfigError("the steps are yours to take: say --plan to have them printed")
-    one_of(output, ("text", "json"), "--output")
+    check_choice(output, ("text", "json"), "--output")
     if pool and source != "flannel":
         raise ConfigError("goes with --from flannel; pools of Calico stay as they are", "--pool")
     if bool(filename) == bool(kubeconfig):

@@ -16,7 +16,7 @@ from tortie.base.addr import Net, parse_net
 from tortie.base.errors import ConfigError, TortieError
 from tortie.bgp.birdc import ESTABLISHED
 from tortie.cli import dialect
-from tortie.cli.choice import one_of
+from tortie.cli.choice import check_choice
 from tortie.cli.datastore import LABS, labs_up
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def status(
     from concurrent.futures import ThreadPoolExecutor
 
     output = output or ("calicoctl" if dialect.is_calicoctl() else "table")
-    one_of(output, ("table", "json", "calicoctl"), "--output")
+    check_choice(output, ("table", "json", "calicoctl"), "--output")
     where = sockets(lab, node)
     if output == "calicoctl":
         _show_as_calicoctl(where)

@@ -10,7 +10,7 @@ import typer
 
 from tortie.agent.client import ask
 from tortie.base.errors import TortieError
-from tortie.cli.choice import one_of
+from tortie.cli.choice import check_choice
 from tortie.cli.node import sockets
 
 Node = Annotated[str, typer.Option("--node", metavar="NAME", help="A node of the lab; all of them if none.")]
@@ -35,7 +35,7 @@ def mtu(node: Node = "", lab: Lab = "", output: Output = "table") -> None:
 
 
 def _show(node: str, lab: str, output: str, question: str, text: Callable[[Mapping[str, Any]], str]) -> None:
-    one_of(output, ("table", "json"), "--output")
+    check_choice(output, ("table", "json"), "--output")
     answers = [_answer(name, path, question) for name, path in sockets(lab, node).items()]
     if output == "json":
         typer.echo(json.dumps(answers, indent=2))

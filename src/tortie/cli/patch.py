@@ -8,7 +8,7 @@ import typer
 
 from tortie.base.errors import ConfigError, Conflict
 from tortie.cli import completion
-from tortie.cli.choice import one_of
+from tortie.cli.choice import check_choice
 from tortie.cli.datastore import Datastore, Lab, asked
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def patch(
     from tortie.cli.edits import edited, target
     from tortie.cli.writes import calico_kind, warn_of
 
-    one_of(type_, TYPES, "--type")
+    check_choice(type_, TYPES, "--type")
     which, changes = target(kind, name, namespace), read(patch)
     _, new = asked(datastore, lab, lambda store: edited(store, which, lambda old, view: patched(old, changes, view)))
     typer.echo(f"Successfully patched 1 '{calico_kind(type(new))}' resource")

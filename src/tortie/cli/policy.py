@@ -10,7 +10,7 @@ import typer
 
 from tortie.agent.client import ask
 from tortie.base.errors import TortieError
-from tortie.cli.choice import one_of
+from tortie.cli.choice import check_choice
 from tortie.cli.datastore import Datastore, Lab, asked
 from tortie.cli.node import sockets
 
@@ -43,7 +43,7 @@ def report(
     lab: Lab = "",
 ) -> None:
     """Say what each staged policy would do: which connections it would deny or allow, and what its rules count."""
-    one_of(output, ("text", "json"), "--output")
+    check_choice(output, ("text", "json"), "--output")
     asked_report, policies = asked(datastore, lab, _load)
     predictions = asked_report.predictions(policies)
     counters, silent = _counters(lab, asked_report.nodes)

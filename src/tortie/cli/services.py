@@ -15,7 +15,7 @@ import typer
 
 from tortie.agent.client import ask
 from tortie.base.errors import ConfigError, TortieError
-from tortie.cli.choice import one_of
+from tortie.cli.choice import check_choice
 from tortie.cli.node import ASKED_AT_ONCE, sockets
 
 app = typer.Typer(no_args_is_help=True, help="Services on nodes: ours or kube-proxy's.")
@@ -92,7 +92,7 @@ def release(
 
 
 def _check(output: str) -> None:
-    one_of(output, ("table", "json"), "--output")
+    check_choice(output, ("table", "json"), "--output")
 
 
 # --- asking -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tortie.base.errors import ConfigError, NotFound
-from tortie.cli.choice import one_of
+from tortie.cli.choice import check_choice
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -83,7 +83,7 @@ def simulate(
     """Say what manifests allow, with no cluster and no root. Exit 1 when a connection is not as expected."""
     from tortie.calc.simulate import Simulation
 
-    one_of(output, ("table", "json", "yaml"), "--output")
+    check_choice(output, ("table", "json", "yaml"), "--output")
     asked = [parse_connection(text) for text in connection or ()]
     asked += list(_expectations(expect)) if expect is not None else []
     versions = tuple(version for version, only in ((4, four), (6, six)) if only) or (4, 6)

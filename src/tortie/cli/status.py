@@ -11,7 +11,7 @@ import typer
 
 from tortie.agent.client import ask, tell
 from tortie.base.errors import ConfigError, TortieError
-from tortie.cli.choice import one_of
+from tortie.cli.choice import check_choice
 from tortie.cli.node import sockets
 
 MANY = 10
@@ -27,7 +27,7 @@ def status(
     ] = False,
 ) -> None:
     """How a node is: agent, datastore, dataplane, pods, BGP. Exit status 1 when something is not well."""
-    one_of(output, ("table", "json"), "--output")
+    check_choice(output, ("table", "json"), "--output")
     places = sockets(lab, node)
     if accept:
         for name, socket in places.items():

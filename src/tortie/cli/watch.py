@@ -16,7 +16,7 @@ import typer
 
 from tortie.agent.client import Stream, ask
 from tortie.base.errors import ConfigError, TortieError
-from tortie.cli.choice import one_of
+from tortie.cli.choice import check_choice
 from tortie.cli.node import sockets
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def drops(
     lab: Annotated[str, typer.Option("--lab", metavar="NAME", help="A lab's nodes instead of this machine.")] = "",
 ) -> None:
     """Packets that policy or the dataplane denies, as it happens: who, to whom, and by which rule. Ctrl-C ends it."""
-    one_of(output, ("text", "json"), "--output")
+    check_choice(output, ("text", "json"), "--output")
     seen = Summary(output, whole_name(pod) if pod else "", count)
     watched = sockets(lab, node)
     before = _denials(watched)
