@@ -10,6 +10,7 @@ from situations import NODES, PODS, base, calico, cluster_of, felix, gnp, gns, n
 from tortie.base.errors import ConfigError, NotFound
 from tortie.calc.explain import Explainer, Explanation
 from tortie.cli.explain import Question, explained
+from tortie.cli.main import main
 from tortie.model.document import parse
 
 SERVICE = """
@@ -471,3 +472,16 @@ def test_a_pod_and_its_own_host() -> None:
 
 def test_the_base_cluster_is_what_others_use() -> None:
     assert Explainer(cluster_of(base())).party("red/a").is_pod
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--protocol", "ICMP", "--port", "80"], "--port: is for protocols that have ports, not for ICMP"),
+        (["--protocol", "udp", "--icmp-type", "8"], "--icmp-type: is for icmp, not for udp"),
+        (["--output", "xml"], '--output: "xml" is not one of text, json'),
+    ],
+)
+def test_options_that_do_not_go_together(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "red/a", "red/b", *words, "--datastore", "memory:"]) == 2
+    assert told in capsys.readouterr().err

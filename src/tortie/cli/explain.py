@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 DIFFERS = 3
 """Exit status when the kernel differs from the prediction."""
 ICMP = ("icmp", "icmpv6", "1", "58")
+USUAL_PORT = "80"
 PATIENCE, PAUSE = 1.5, 0.2
 """Seconds until agents should have followed a change of a moment ago, and between two looks."""
 
@@ -53,8 +54,8 @@ def explain(
         ),
     ],
     port: Annotated[
-        str, typer.Option("--port", help="Destination port: a number, or a name that the pod gives.")
-    ] = "80",
+        str, typer.Option("--port", help="Destination port: a number, or a name that the pod gives; 80 if not given.")
+    ] = "",
     protocol: Annotated[str, typer.Option("--protocol", help="tcp, udp, icmp, sctp, udplite, or a number.")] = "tcp",
     source_port: Annotated[int, typer.Option("--source-port", min=0, max=65535, help="Source port.")] = 40000,
     icmp_type: Annotated[
@@ -77,8 +78,10 @@ def explain(
     versions = tuple(version for version, only in ((4, four), (6, six)) if only) or (4, 6)
     if icmp_type is not None and protocol.lower() not in ICMP:
         raise ConfigError(f"is for icmp, not for {protocol}", "--icmp-type")
+    if port and protocol.lower() in ICMP:
+        raise ConfigError(f"is for protocols that have ports, not for {protocol}", "--port")
     icmp = (icmp_type, icmp_code) if icmp_type is not None else None
-    question = Question(source, destination, port, protocol, source_port, icmp, versions)
+    question = Question(source, destination, port or USUAL_PORT, protocol, source_port, icmp, versions)
     found, kernel, read = _answered(question, datastore, lab)
     probes: list[Probed] = []
     if probe:
