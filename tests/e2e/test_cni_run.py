@@ -197,7 +197,9 @@ def test_what_is_wrong(shell: Shell, words: tuple[str, ...], env: dict[str, str]
     assert said.stderr.count("\n") == 1
 
 
-def test_a_command_that_is_told_to_end_leaves_nothing(shell: Shell, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pause", [0, 0.001, 0.002, 0.003, 0.005, 0.1])
+def test_a_command_that_is_told_to_end_leaves_nothing(shell: Shell, tmp_path: Path, pause: float) -> None:
+    """In the middle of starting a plugin, and while that runs."""
     slow = tmp_path / "bin/slow"
     slow.parent.mkdir()
     slow.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 60\n")
@@ -209,8 +211,9 @@ def test_a_command_that_is_told_to_end_leaves_nothing(shell: Shell, tmp_path: Pa
         deadline = time.monotonic() + 30
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
             assert time.monotonic() < deadline
-            time.sleep(0.05)
+            time.sleep(0.0005)
         assert list(tmp_path.glob("tortie-plugins-*"))
+        time.sleep(pause)
         running.terminate()
         assert running.wait(30) == 128 + signal.SIGTERM
     stat = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")

@@ -366,6 +366,10 @@ def alive(pid):
         return False
 
 
+def children():
+    return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+
+
 async def gone(pids):
     for _ in range(100):
         if not any(map(alive, pids)):
@@ -385,6 +389,20 @@ async def started(path):
 
 
 SLEEPER = 'sleep 60 & echo $$ $! >"$PIDS.new" && mv "$PIDS.new" "$PIDS"; trap "" TERM; wait'
+
+
+@pytest.mark.parametrize("steps", range(12))
+async def test_an_add_that_is_cancelled_while_its_plugin_is_started(tmp_path, steps):
+    """However far the event loop has come with it, the plugin ends before the call does."""
+    plugin(tmp_path / "bin", "slow", "exec sleep 60")
+    before = children()
+    task = asyncio.create_task(Runtime([str(tmp_path / "bin")], tmp_path).add(chain("slow"), "ctr1", "/x"))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 20)
+    assert children() <= before
 
 
 @pytest.mark.parametrize("prefix", [[], ["nsenter", f"--net=/proc/{os.getpid()}/ns/net"]])

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from tortie.base.errors import ConfigError
+from tortie.cli.stopping import stopped_as_by_interrupt
 
 if TYPE_CHECKING:
     from tortie.cni.conflist import ConfList
@@ -209,18 +210,13 @@ def _capabilities(text: str) -> dict[str, Any]:
 @contextmanager
 def _runtime(path: str, bundled: bool, cache_dir: str) -> Iterator[Runtime]:
     """What runs the plugins; the bundled ones are there as long as it is, and go when the command is told to end."""
-    import signal
     from tempfile import TemporaryDirectory
 
     from tortie.cni.install import install_plugins
     from tortie.cni.runtime import Runtime
 
-    def ended(number: int, _: object) -> None:
-        raise SystemExit(128 + number)  # as a shell reports it
-
     given = [one for one in (path or BIN_DIR).split(":") if one]
-    signal.signal(signal.SIGTERM, ended)
-    with TemporaryDirectory(prefix="tortie-plugins-") as own:
+    with stopped_as_by_interrupt(), TemporaryDirectory(prefix="tortie-plugins-") as own:
         if bundled or not path:
             install_plugins(Path(own), compiler="", packed=False)  # a script is made at once, a program is compiled
         yield Runtime([own, *given] if bundled else given if path else [*given, own], Path(cache_dir))
