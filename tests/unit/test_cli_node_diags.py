@@ -200,6 +200,26 @@ def test_stopped_it_leaves_no_archive(tmp_path: Path, number: signal.Signals) ->
     assert list(tmp_path.iterdir()) == []
 
 
+def test_it_is_stopped_where_ctrl_c_is_ignored() -> None:
+    """As in the background of a shell."""
+    script = (
+        "import signal, time\n"
+        "from tortie.cli.stopping import stopped_as_by_interrupt\n"
+        "with stopped_as_by_interrupt():\n"
+        "    print('begun', flush=True)\n"
+        "    time.sleep(20)\n"
+    )
+    command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 128 + signal.SIGTERM
+
+
 def test_an_archive_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     file = tmp_path / "file" / "x.tar.gz"  # not of a node: which is meant depends on the labs of the machine

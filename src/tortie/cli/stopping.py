@@ -23,8 +23,9 @@ def stopped_as_by_interrupt() -> Iterator[None]:
         if number == signal.SIGHUP:
             _leave_terminal()
         interrupt = signal.getsignal(signal.SIGINT)
-        if callable(interrupt):
-            interrupt(signal.SIGINT, frame)
+        if not callable(interrupt):  # in the background of a shell: Ctrl-C is not meant for us, but this is
+            raise KeyboardInterrupt
+        interrupt(signal.SIGINT, frame)
 
     before = {number: signal.getsignal(number) for number in LIKE_AN_INTERRUPT}
     ours = [number for number, handler in before.items() if handler is signal.SIG_DFL]
